@@ -1,0 +1,284 @@
+"""Settings: frozen, nested, built once from `activeseg.toml` and ACTIVESEG_* variables, then passed down.
+
+Environment beats file: `ACTIVESEG_LABELSTUDIO__URL` sets `[labelstudio] url`. An unknown key is an error. Relative paths
+are taken from the folder of the TOML file. Secrets come from the environment or from files, never from the TOML file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from activeseg.errors import ConfigError
+
+CONFIG_FILE = "activeseg.toml"
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Triple = tuple[float, float, float]
+
+
+class Section(BaseModel):
+    """One table of the TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSection(Section):
+    """Where rows live."""
+
+    url: str = Field("sqlite:///activeseg.db", description="SQLAlchemy URL: sqlite:///file or postgresql+psycopg://...")
+
+
+class ArtifactsSection(Section):
+    """Where masks, checkpoints and pictures live."""
+
+    dir: Path = Field(Path("artifacts"), description="folder for masks, checkpoints and pictures")
+
+
+class PoolSection(Section):
+    """The unlabelled images."""
+
+    images: str = Field("images", description="folder or URI of the unlabelled images")
+    group_pattern: str | None = Field(
+        None,
+        description="regular expression on the image's path; its first group names the clip or site the image belongs to",
+    )
+    max_pixels: int = Field(100_000_000, gt=0, description="larger images are quarantined")
+    max_bytes: int = Field(200_000_000, gt=0, description="larger files are quarantined")
+
+
+class LabelsSection(Section):
+    """The classes."""
+
+    file: Path = Field(Path("classes.txt"), description="one class a line: name #rrggbb [ignore]; index = line number from 0")
+
+
+class ModelSection(Section):
+    """The network and its input."""
+
+    architecture: str = Field("fcn_mobilenet_v2", description="a name of activeseg.nn.zoo")
+    width: float = Field(1.0, gt=0, le=4, description="channel multiplier of the encoder (fcn_mobilenet_v2 only)")
+    decoder_stride: Literal[8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
+    short_side: int | None = Field(None, ge=32, le=8192, description="resize the shorter side to this; unset keeps the size")
+    mean: Triple = Field((0.485, 0.456, 0.406), description="input mean on the 0..1 scale; 0.5 0.5 0.5 is x/127.5-1")
+    std: Triple = Field((0.229, 0.224, 0.225), description="input standard deviation on the 0..1 scale")
+    weights: str | None = Field(None, description="sha256 (or its start) of weights imported by `activeseg weights import`")
+    pretrained: bool = Field(False, description="start from torchvision's published weights (needs the network once)")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="autocast of the forward pass; auto = bfloat16 where the device computes it natively"
+    )
+
+
+class TrainingSection(Section):
+    """The recipe."""
+
+    steps: int = Field(600, gt=0, description="optimiser steps, whatever the number of images")
+    batch_size: int = Field(8, gt=0, description="crops per step")
+    crop: tuple[int, int] = Field((240, 320), description="height and width of the training crops")
+    scale: tuple[float, float] = Field((0.75, 1.5), description="range of the random resize before cropping")
+    learning_rate: float = Field(0.01, gt=0, description="of the encoder")
+    head_lr_factor: float = Field(5.0, gt=0, description="the score layers learn this many times faster")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD with Nesterov")
+    weight_decay: float = Field(1e-4, ge=0, description="L2, not on norms and biases")
+    warmup_steps: int = Field(20, ge=0, description="linear warm-up")
+    clip_norm: float = Field(5.0, gt=0, description="gradient clipping")
+    seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
+    start: Literal["pretrained", "champion"] = Field("pretrained", description="where retraining starts from")
+    min_train: int = Field(8, gt=0, description="no training below this many annotated training images")
+    retrain_after: int = Field(10, gt=0, description="retrain when this many new annotations came in")
+    retrain_days: float = Field(7.0, gt=0, description="or after this many days, if there is anything new")
+
+
+class ScoringSection(Section):
+    """One pass over the pool."""
+
+    batch_size: int = Field(8, gt=0, description="images of one size per forward pass")
+    chunk_size: int = Field(64, gt=0, description="images per committed chunk; a killed run loses at most this much work")
+
+
+class SelectionSection(Section):
+    """Which images make a query."""
+
+    query_size: int = Field(12, gt=0, description="images per round")
+    control_share: Share = Field(0.1, description="share of each query drawn at random, to measure what choosing buys")
+    bootstrap_size: int = Field(24, gt=0, description="images of the first query, when there is no model yet")
+    val_size: int = Field(8, ge=0, description="annotated images frozen into the validation split on a cold start")
+    refill_below: int = Field(4, gt=0, description="a new round opens when fewer tasks than this are open")
+    max_open_tasks: int = Field(200, gt=0, description="never more open tasks than this")
+    seed: int = Field(0, ge=0, description="of every random draw")
+
+
+class PromotionSection(Section):
+    """When a challenger replaces the champion."""
+
+    tolerance: float = Field(0.0, ge=0, description="mIoU the challenger may lose on the validation split")
+    class_floor: Share = Field(0.1, description="IoU that no class may lose")
+    floor_min_pixels: int = Field(5_000, ge=0, description="classes with fewer validation pixels have no floor")
+    confidence: float = Field(0.9, gt=0.5, lt=1, description="of the paired bootstrap interval that may refuse")
+
+
+class LabelStudioSection(Section):
+    """The server annotators use. The token is never written here: see `token_file`."""
+
+    url: str | None = Field(None, description="http://host:port; unset = no Label Studio")
+    token: SecretStr | None = Field(None, description="only by ACTIVESEG_LABELSTUDIO__TOKEN")
+    token_file: Path | None = Field(None, description="file (mode 0600) that holds the token")
+    project: str = Field("activeseg", min_length=3, max_length=50, description="title of the project, made if missing")
+    mask_kind: Literal["brush", "bitmask"] = Field("brush", description="how masks are sent: BrushLabels or BitmaskLabels")
+    batch_mb: float = Field(10.0, gt=0, description="largest import request")
+    min_region_pixels: int = Field(4, ge=0, description="predicted specks smaller than this are merged before pushing")
+    timeout: float = Field(60.0, gt=0, description="seconds per request")
+
+
+class ScheduleSection(Section):
+    """Cron strings (minute hour day month weekday)."""
+
+    timezone: str = Field("UTC", description="IANA name")
+    round: str = Field("0 2 * * *", description="nightly: sync, pull, train if due, score, push")
+    pull: str = Field("*/10 * * * *", description="collect annotations; train when enough came in")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
+        return value
+
+
+class ServeSection(Section):
+    """The HTTP API."""
+
+    host: str = Field("127.0.0.1", description="loopback unless you know why not")
+    port: int = Field(8090, gt=0, lt=65536, description="TCP port")
+    token: SecretStr | None = Field(None, description="only by ACTIVESEG_SERVE__TOKEN")
+    token_file: Path | None = Field(None, description="file (mode 0600) with the bearer token; made on first use")
+
+
+class Settings(BaseSettings):
+    """All settings. Build with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ACTIVESEG_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
+    )
+
+    root: Path = Field(Path("."), description="folder relative paths start from", exclude=True)
+    database: DatabaseSection = DatabaseSection()
+    artifacts: ArtifactsSection = ArtifactsSection()
+    pool: PoolSection = PoolSection()
+    labels: LabelsSection = LabelsSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+    scoring: ScoringSection = ScoringSection()
+    selection: SelectionSection = SelectionSection()
+    promotion: PromotionSection = PromotionSection()
+    labelstudio: LabelStudioSection = LabelStudioSection()
+    schedule: ScheduleSection = ScheduleSection()
+    serve: ServeSection = ServeSection()
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook: environment beats file
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _query_fits(self) -> Settings:
+        if self.selection.query_size > self.selection.max_open_tasks:
+            raise ValueError("[selection] query_size must not exceed max_open_tasks")
+        return self
+
+    def path(self, path: Path) -> Path:
+        """A configured path, made absolute from the configuration's folder."""
+        return path if path.is_absolute() else (self.root / path).resolve()
+
+    @property
+    def database_url(self) -> str:
+        """The database URL; a relative SQLite file is taken from the configuration's folder."""
+        prefix = "sqlite:///"
+        url = self.database.url
+        if not url.startswith(prefix) or url.startswith(prefix + "/") or ":memory:" in url:
+            return url
+        return prefix + str(self.path(Path(url.removeprefix(prefix))))
+
+    @property
+    def images_uri(self) -> str:
+        """The pool's location; a relative folder is taken from the configuration's folder."""
+        return self.pool.images if "://" in self.pool.images else str(self.path(Path(self.pool.images)))
+
+    def labelstudio_token(self) -> SecretStr:
+        """Label Studio's token from the environment or `token_file`. Raises ConfigError where neither is set."""
+        section = self.labelstudio
+        token = section.token or (read_secret(self.path(section.token_file)) if section.token_file else None)
+        if token is None:
+            raise ConfigError(
+                "no Label Studio token: set ACTIVESEG_LABELSTUDIO__TOKEN or [labelstudio] token_file "
+                "(Label Studio: Account & Settings > Personal Access Token)"
+            )
+        return token
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Settings from `path` (default: $ACTIVESEG_CONFIG, else ./activeseg.toml) and the environment.
+
+    Raises ConfigError with one line that names the key, what was expected and what came.
+    """
+    file = path or Path(os.environ.get("ACTIVESEG_CONFIG", CONFIG_FILE))
+    if not file.is_file():
+        raise ConfigError(f"no configuration at {file}: run `activeseg init`, or name one with --config or ACTIVESEG_CONFIG")
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    _refuse_secrets(data, file)
+    try:
+        return Settings(root=file.resolve().parent, **data)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first_problem(error)}") from error
+
+
+def read_secret(file: Path) -> SecretStr:
+    """The stripped content of a secret file. Raises ConfigError where others may read it."""
+    if not file.is_file():
+        raise ConfigError(f"secret file {file} does not exist")
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"secret file {file} can be read by others: chmod 600 {file}")
+    return SecretStr(file.read_text(encoding="utf-8").strip())
+
+
+def write_secret(file: Path, value: str) -> None:
+    """Write a secret file with mode 0600 from its first byte on."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(value + "\n")
+
+
+def _refuse_secrets(data: dict[str, Any], file: Path) -> None:
+    for section in ("labelstudio", "serve"):
+        if "token" in data.get(section, {}):
+            raise ConfigError(f"{file}: [{section}] token does not belong in this file; use token_file or the environment")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    *section, key = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
+    where = f"[{'.'.join(section)}] {key}" if section else key
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}; see docs/configuration.md for the known ones"
+    came = "" if isinstance(problem.get("input"), dict) else f" (got {problem.get('input')!r})"
+    return f"{where}: {problem['msg']}{came}"

@@ -1,0 +1,150 @@
+"""Label sets: ordered classes with names and colours, and which of them is ignored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from activeseg.errors import ConfigError, MaskError
+
+UNLABELED = 255
+"""Value of a pixel nobody labelled, in index masks and in training targets. Never a class index."""
+
+_LINE = re.compile(r"^(?P<name>\S.*?)(?:\s+#(?P<color>[0-9a-fA-F]{6}))?(?:\s+(?P<ignore>ignore))?$")
+
+# Golden-angle hues at two lightnesses: neighbours in the list are far apart in colour.
+_HUE_STEP = 137.508
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Ordered classes of an index mask: pixel value i means `names[i]`.
+
+    names: unique, at most 255.
+    colors: one (r, g, b) per name, 0..255.
+    ignore_index: the class that is drawn and stored but neither trained nor counted (void), or None.
+
+    The network's channels are the classes without the ignored one, in the same order (`channels`).
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise ConfigError(f"class names must be unique; repeated: {', '.join(repeated)}")
+        if len(self.colors) != len(self.names):
+            raise ConfigError(f"expected {len(self.names)} colours, one per class; got {len(self.colors)}")
+        if self.ignore_index is not None and not 0 <= self.ignore_index < len(self.names):
+            raise ConfigError(f"ignore_index {self.ignore_index} is not one of the {len(self.names)} classes")
+        if not 2 <= len(self.channels) <= UNLABELED - 1:
+            raise ConfigError(f"expected 2 to {UNLABELED - 1} classes besides the ignored one; got {len(self.channels)}")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Class index of each network channel: all classes but the ignored one."""
+        return tuple(i for i in range(len(self.names)) if i != self.ignore_index)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of network channels C."""
+        return len(self.channels)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over names, colours and ignore_index: equal label sets have equal fingerprints."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
+    def index_of(self, name: str) -> int:
+        """Class index of a name. Raises ConfigError naming the known classes."""
+        if name not in self.names:
+            raise ConfigError(f"unknown class {name!r}; the label set has: {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def to_channels(self, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Class indices (H, W) uint8 -> channel numbers (H, W) uint8; ignored and unlabelled pixels become UNLABELED."""
+        table = np.full(256, UNLABELED, np.uint8)
+        table[list(self.channels)] = np.arange(self.num_classes, dtype=np.uint8)
+        return table[mask]
+
+    def to_indices(self, channels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Channel numbers (H, W) -> class indices (H, W) uint8; UNLABELED stays (inverse of to_channels)."""
+        table = np.full(256, UNLABELED, np.uint8)
+        table[: self.num_classes] = self.channels
+        return table[channels]
+
+    def check_mask(self, mask: npt.NDArray[np.uint8]) -> None:
+        """Raise MaskError where a value is neither a class index nor UNLABELED."""
+        values = np.unique(mask)
+        unknown = [int(v) for v in values if v != UNLABELED and v >= len(self.names)]
+        if unknown:
+            raise MaskError(
+                f"mask values {unknown[:5]} are not classes; expected 0..{len(self.names) - 1} "
+                f"({self.names[0]} .. {self.names[-1]}) or {UNLABELED} for unlabelled: is it an index mask of this label set?"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form; `from_dict` reads it back."""
+        return {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_index": self.ignore_index}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LabelSet:
+        """Inverse of `as_dict`."""
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in data["colors"])
+        return cls(tuple(data["names"]), colors, data["ignore_index"])
+
+    def to_text(self) -> str:
+        """The text of a class file; `parse_classes` reads it back."""
+        lines = []
+        for index, (name, (r, g, b)) in enumerate(zip(self.names, self.colors, strict=True)):
+            lines.append(f"{name} #{r:02x}{g:02x}{b:02x}" + (" ignore" if index == self.ignore_index else ""))
+        return "\n".join(lines) + "\n"
+
+
+def parse_classes(text: str) -> LabelSet:
+    """Read a class file: one class a line, `name [#rrggbb] [ignore]`, index = line number from 0.
+
+    Missing colours are filled with well separated ones. Raises ConfigError on an empty list, a repeated name or more
+    than one ignored class.
+    """
+    names: list[str] = []
+    colors: list[tuple[int, int, int]] = []
+    ignored: list[int] = []
+    for number, line in enumerate(line.strip() for line in _without_trailing_blanks(text.splitlines())):
+        match = _LINE.match(line)
+        if match is None:
+            raise ConfigError(f"class file line {number + 1}: expected 'name #rrggbb [ignore]', got {line!r}")
+        names.append(match["name"])
+        colors.append(_parse_color(match["color"]) if match["color"] else _default_color(number))
+        if match["ignore"]:
+            ignored.append(number)
+    if len(ignored) > 1:
+        raise ConfigError(f"at most one class may be marked 'ignore'; got {[names[i] for i in ignored]}")
+    return LabelSet(tuple(names), tuple(colors), ignored[0] if ignored else None)
+
+
+def _without_trailing_blanks(lines: Iterable[str]) -> list[str]:
+    kept = list(lines)
+    while kept and not kept[-1].strip():
+        kept.pop()
+    return kept
+
+
+def _parse_color(text: str) -> tuple[int, int, int]:
+    return int(text[0:2], 16), int(text[2:4], 16), int(text[4:6], 16)
+
+
+def _default_color(index: int) -> tuple[int, int, int]:
+    import colorsys
+
+    r, g, b = colorsys.hls_to_rgb(index * _HUE_STEP % 360 / 360, (0.45, 0.65)[index % 2], 0.8)
+    return round(r * 255), round(g * 255), round(b * 255)

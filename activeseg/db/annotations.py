@@ -1,0 +1,221 @@
+"""Annotations: one shared writer for what Label Studio and imports bring, and the view of what counts today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.db.images import blocks
+from activeseg.db.models import (
+    Annotation,
+    AnnotationSource,
+    AnnotationStatus,
+    Image,
+    ImageStatus,
+    Query,
+    QueryStatus,
+    Split,
+    TrainingRunAnnotation,
+)
+from activeseg.db.models.columns import now
+from activeseg.errors import DataError
+from activeseg.records import ImageRef
+
+CURRENT = sa.table(
+    "current_annotations",
+    sa.column("annotation_id", sa.Integer),
+    sa.column("image_id", sa.Integer),
+    sa.column("label_set_id", sa.Integer),
+    sa.column("mask_location", sa.String),
+    sa.column("mask_sha256", sa.String),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """An image with the mask that counts today."""
+
+    annotation_id: int
+    image: ImageRef
+    label_set_id: int
+    mask_location: str
+    mask_sha256: str
+
+
+def known_version(session: Session, labeling_project_id: int, annotation_id: int, updated_at: datetime) -> bool:
+    """Whether this version of a Label Studio annotation was pulled before."""
+    statement = sa.select(Annotation.id).where(
+        Annotation.labeling_project_id == labeling_project_id,
+        Annotation.external_annotation_id == annotation_id,
+        Annotation.external_updated_at == updated_at,
+    )
+    return session.scalar(statement) is not None
+
+
+def known_import(session: Session, image_id: int, import_sha256: str) -> bool:
+    """Whether this very mask file was imported for this image before."""
+    statement = sa.select(Annotation.id).where(Annotation.image_id == image_id, Annotation.import_sha256 == import_sha256)
+    return session.scalar(statement) is not None
+
+
+def record(session: Session, annotation: Annotation) -> None:
+    """The one writer of annotations: adds the row and says so on its query."""
+    session.add(annotation)
+    session.flush()
+    if annotation.query_id is not None:
+        refresh_query(session, annotation.query_id)
+
+
+def refresh_query(session: Session, query_id: int) -> None:
+    """Set a query's status from the newest version of each of its annotations."""
+    query = session.get_one(Query, query_id)
+    if query.status == QueryStatus.WITHDRAWN:
+        return
+    statuses = {row.status for row in newest_versions(session, query_id)}
+    if AnnotationStatus.VALID in statuses:
+        query.status = QueryStatus.ANNOTATED
+    elif AnnotationStatus.SKIPPED in statuses:
+        query.status = QueryStatus.SKIPPED
+    else:
+        query.status = QueryStatus.PUSHED
+    session.flush()
+
+
+def newest_versions(session: Session, query_id: int) -> list[Annotation]:
+    """The newest version of each annotation of a query."""
+    statement = sa.select(Annotation).where(Annotation.query_id == query_id).order_by(Annotation.id)
+    newest: dict[tuple[int | None, int], Annotation] = {}
+    for row in session.scalars(statement):
+        key = (row.labeling_project_id, row.external_annotation_id or -row.id)
+        held = newest.get(key)
+        if held is None or _moment(row) >= _moment(held):
+            newest[key] = row
+    return list(newest.values())
+
+
+def _moment(row: Annotation) -> datetime:
+    return row.external_updated_at or row.received_at
+
+
+def mark_deleted(session: Session, labeling_project_id: int, external_task_ids: Iterable[int], kept: set[int]) -> int:
+    """Mark annotations of these tasks deleted unless their outside id is in `kept`; returns how many."""
+    changed = 0
+    for block in blocks(list(external_task_ids)):
+        statement = sa.select(Annotation).where(
+            Annotation.labeling_project_id == labeling_project_id,
+            Annotation.external_task_id.in_(block),
+            Annotation.status != AnnotationStatus.DELETED,
+        )
+        for row in session.scalars(statement).all():
+            if row.external_annotation_id in kept:
+                continue
+            row.status, row.deleted_at = AnnotationStatus.DELETED, now()
+            changed += 1
+            session.flush()
+            if row.query_id is not None:
+                refresh_query(session, row.query_id)
+    return changed
+
+
+def current(
+    session: Session, *, split: Split | None = None, annotation_ids: Sequence[int] | None = None
+) -> list[AnnotatedImage]:
+    """The masks that count today, by image id: of one split, or exactly these annotations.
+
+    With `annotation_ids`, masks count even if newer ones came since (a training that is repeated after a kill).
+    """
+    if annotation_ids is not None:
+        return _exactly(session, annotation_ids)
+    statement = (
+        sa.select(CURRENT.c.annotation_id, Image, CURRENT.c.label_set_id, CURRENT.c.mask_location, CURRENT.c.mask_sha256)
+        .join(Image, Image.id == CURRENT.c.image_id)
+        .where(Image.status == ImageStatus.ACTIVE)
+        .order_by(Image.id)
+    )
+    if split is not None:
+        statement = statement.where(Image.split == split)
+    return [_annotated(*row) for row in session.execute(statement)]
+
+
+def _exactly(session: Session, annotation_ids: Sequence[int]) -> list[AnnotatedImage]:
+    found: list[AnnotatedImage] = []
+    for block in blocks(annotation_ids):
+        statement = (
+            sa.select(Annotation.id, Image, Annotation.label_set_id, Annotation.mask_location, Annotation.mask_sha256)
+            .join(Image, Image.id == Annotation.image_id)
+            .where(Annotation.id.in_(block), Annotation.mask_location.is_not(None))
+        )
+        found += [_annotated(*row) for row in session.execute(statement)]
+    return sorted(found, key=lambda item: item.image.image_id)
+
+
+def _annotated(annotation_id: int, image: Image, label_set_id: int, location: str | None, sha256: str | None) -> AnnotatedImage:
+    if location is None or sha256 is None:
+        raise DataError(f"annotation {annotation_id} counts but has no mask: the database was changed by hand")
+    return AnnotatedImage(annotation_id, ImageRef(image.id, image.uri, image.sha256), label_set_id, location, sha256)
+
+
+def without_split(session: Session) -> dict[int, tuple[str | None, bool]]:
+    """Annotated images still in the pool: image id -> (group, drawn at random).
+
+    Only images that were drawn at random (control arm, bootstrap) may become validation images.
+    """
+    at_random = (
+        sa.select(sa.func.count())
+        .select_from(Query)
+        .where(Query.image_id == Image.id, Query.arm == "control", Query.status == QueryStatus.ANNOTATED)
+        .scalar_subquery()
+    )
+    statement = (
+        sa.select(Image.id, Image.group_name, at_random)
+        .join(CURRENT, CURRENT.c.image_id == Image.id)
+        .where(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
+        .order_by(Image.id)
+    )
+    return {image_id: (group, bool(count)) for image_id, group, count in session.execute(statement)}
+
+
+def validation_groups(session: Session) -> set[str]:
+    """Groups (clips, sites) that have validation images: nothing else of theirs may be trained on."""
+    statement = sa.select(Image.group_name).where(Image.split == Split.VAL, Image.group_name.is_not(None)).distinct()
+    return {group for group in session.scalars(statement) if group is not None}
+
+
+def untrained(session: Session) -> int:
+    """Current training annotations that no successful or running training has seen."""
+    seen = sa.exists().where(TrainingRunAnnotation.annotation_id == CURRENT.c.annotation_id)
+    statement = (
+        sa.select(sa.func.count())
+        .select_from(CURRENT)
+        .join(Image, Image.id == CURRENT.c.image_id)
+        .where(Image.split == Split.TRAIN, Image.status == ImageStatus.ACTIVE, ~seen)
+    )
+    return session.scalar(statement) or 0
+
+
+def from_import(
+    *,
+    image_id: int,
+    label_set_id: int,
+    location: str,
+    sha256: str,
+    import_sha256: str,
+    query_id: int | None,
+    annotator: str | None,
+) -> Annotation:
+    """An annotation row for an imported mask."""
+    return Annotation(
+        image_id=image_id,
+        query_id=query_id,
+        source=AnnotationSource.IMPORT,
+        status=AnnotationStatus.VALID,
+        label_set_id=label_set_id,
+        mask_location=location,
+        mask_sha256=sha256,
+        import_sha256=import_sha256,
+        annotator=annotator,
+    )

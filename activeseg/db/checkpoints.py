@@ -1,0 +1,177 @@
+"""Checkpoints, the champion pointer, training runs and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.db.models import (
+    ALL_CLASSES,
+    Checkpoint,
+    Decision,
+    Evaluation,
+    Promotion,
+    Split,
+    TrainingRun,
+    TrainingRunAnnotation,
+    TrainingStatus,
+)
+from activeseg.db.models.columns import now
+from activeseg.errors import NotReadyError
+from activeseg.records import ClassMetric
+
+
+def champion(session: Session) -> Checkpoint | None:
+    """The serving checkpoint: the one the last promotion that was no refusal points to."""
+    statement = (
+        sa.select(Checkpoint)
+        .join(Promotion, Promotion.checkpoint_id == Checkpoint.id)
+        .where(Promotion.decision != Decision.REFUSED)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+    )
+    return session.scalar(statement)
+
+
+def require_champion(session: Session) -> Checkpoint:
+    """The champion. Raises NotReadyError with the way to one."""
+    found = champion(session)
+    if found is None:
+        raise NotReadyError(
+            "there is no champion yet: import labelled images (`activeseg dataset import`) and run `activeseg train`, "
+            "or let `activeseg round run` ask annotators for the first ones"
+        )
+    return found
+
+
+def by_version(session: Session, model_version: str) -> Checkpoint:
+    """The checkpoint with this name. Raises NotReadyError that lists the known ones."""
+    found = session.scalar(sa.select(Checkpoint).where(Checkpoint.model_version == model_version))
+    if found is None:
+        known = list(session.scalars(sa.select(Checkpoint.model_version).order_by(Checkpoint.id.desc()).limit(5)))
+        raise NotReadyError(f"no checkpoint {model_version!r}; the latest are: {', '.join(known) or 'none'}")
+    return found
+
+
+def all_checkpoints(session: Session) -> list[Checkpoint]:
+    """Every checkpoint, oldest first."""
+    return list(session.scalars(sa.select(Checkpoint).order_by(Checkpoint.id)))
+
+
+def previous_champion(session: Session) -> Checkpoint | None:
+    """Where a rollback without argument leads: the champion before the current one."""
+    current = champion(session)
+    if current is None:
+        return None
+    statement = (
+        sa.select(Checkpoint)
+        .join(Promotion, Promotion.checkpoint_id == Checkpoint.id)
+        .where(Promotion.decision == Decision.PROMOTED, Checkpoint.id < current.id)
+        .order_by(Promotion.id.desc())
+        .limit(1)
+    )
+    return session.scalar(statement)
+
+
+def decide(
+    session: Session,
+    checkpoint_id: int,
+    decision: Decision,
+    reason: str,
+    *,
+    decided_by: str,
+    statistics: dict[str, Any] | None = None,
+) -> Promotion:
+    """Record a decision; unless it is a refusal, the champion pointer moves with it."""
+    current = champion(session)
+    row = Promotion(
+        checkpoint_id=checkpoint_id,
+        previous_id=current.id if current else None,
+        decision=decision,
+        reason=reason[:500],
+        statistics=statistics or {},
+        decided_by=decided_by,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def undecided(session: Session) -> list[Checkpoint]:
+    """Challengers: trained checkpoints without any decision, oldest first."""
+    decided = sa.exists().where(Promotion.checkpoint_id == Checkpoint.id)
+    return list(session.scalars(sa.select(Checkpoint).where(~decided).order_by(Checkpoint.id)))
+
+
+def start_training(session: Session, run: TrainingRun, annotation_ids: Iterable[int]) -> TrainingRun:
+    """Write a run and exactly which annotations it sees."""
+    session.add(run)
+    session.flush()
+    session.add_all(TrainingRunAnnotation(training_run_id=run.id, annotation_id=item) for item in annotation_ids)
+    session.flush()
+    return run
+
+
+def interrupted_training(session: Session) -> TrainingRun | None:
+    """A run whose process died: its row still says running."""
+    statement = sa.select(TrainingRun).where(TrainingRun.status == TrainingStatus.RUNNING).order_by(TrainingRun.id)
+    return session.scalar(statement.limit(1))
+
+
+def latest_training(session: Session) -> TrainingRun | None:
+    """The youngest run that ended well."""
+    statement = sa.select(TrainingRun).where(TrainingRun.status == TrainingStatus.DONE).order_by(TrainingRun.id.desc())
+    return session.scalar(statement.limit(1))
+
+
+def annotations_of(session: Session, training_run_id: int) -> list[int]:
+    """Ids of the annotations a run was given, ascending."""
+    statement = sa.select(TrainingRunAnnotation.annotation_id).where(TrainingRunAnnotation.training_run_id == training_run_id)
+    return sorted(session.scalars(statement))
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFigures:
+    """Figures over all classes and per class, as stored in `evaluations`."""
+
+    overall: dict[str, float]
+    classes: Sequence[ClassMetric]
+    num_images: int
+
+
+def store_evaluation(session: Session, checkpoint_id: int, split: Split, figures: EvaluationFigures) -> None:
+    """Replace a checkpoint's figures on a split. Figures that do not exist (absent classes) get no row."""
+    session.execute(sa.delete(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id, Evaluation.split == split))
+    rows = [(metric, ALL_CLASSES, value) for metric, value in figures.overall.items()]
+    for item in figures.classes:
+        pairs = {
+            "iou": item.iou,
+            "dice": item.dice,
+            "accuracy": item.accuracy,
+            "truth_pixels": float(item.truth_pixels),
+        }
+        rows += [(metric, item.name, value) for metric, value in pairs.items() if value is not None]
+    when = now()
+    for metric, class_name, value in rows:
+        session.add(
+            Evaluation(
+                checkpoint_id=checkpoint_id,
+                split=split,
+                metric=metric,
+                class_name=class_name,
+                value=value,
+                num_images=figures.num_images,
+                evaluated_at=when,
+            )
+        )
+    session.flush()
+
+
+def evaluations(session: Session, checkpoint_id: int, split: Split) -> list[Evaluation]:
+    """The stored figures of a checkpoint on a split."""
+    statement = sa.select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id, Evaluation.split == split)
+    return list(session.scalars(statement))

@@ -1,0 +1,128 @@
+"""Engine and transactions. SQLite (embedded default) and PostgreSQL behave alike behind `Database`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, sessionmaker
+
+from activeseg.errors import ConfigError, SchemaError
+
+SCHEMA_REVISION = "0001"
+"""The Alembic revision this version works with; a test compares it with the head of `migrations/`."""
+
+BUSY_SECONDS = 30
+
+
+class Fence(Protocol):
+    """Something that must still hold inside every write transaction (a lease)."""
+
+    def check(self, session: Session) -> None:
+        """Raise LeaseError where it does not."""
+
+
+class Database:
+    """One engine and its transactions.
+
+    `read()` and `write()` yield a Session inside a transaction: commit at the end, roll back on an exception. Functions
+    that take a Session never commit it. On SQLite `write()` takes the write lock at its start (BEGIN IMMEDIATE), so a
+    transaction that reads and then writes cannot fail half-way on a competitor's write.
+
+    fence: checked first in every write transaction while set; raises LeaseError once another process took over.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.url = sa.make_url(url)
+        except sa.exc.ArgumentError as error:
+            raise ConfigError(f"[database] url: expected sqlite:///file or postgresql+psycopg://..., got {url!r}") from error
+        if self.url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ConfigError(f"[database] url: SQLite and PostgreSQL are supported, got {self.url.get_backend_name()!r}")
+        self.engine = _make_engine(self.url)
+        self.fence: Fence | None = None
+        self._reading = sessionmaker(self.engine, expire_on_commit=False)
+        writing = self.engine.execution_options(activeseg_begin="IMMEDIATE")
+        self._writing = sessionmaker(writing, expire_on_commit=False)
+
+    @property
+    def dialect(self) -> str:
+        """'sqlite' or 'postgresql'."""
+        return self.engine.dialect.name
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction for reading."""
+        with self._reading.begin() as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction for writing, refused with LeaseError when the fence no longer holds."""
+        with self._writing.begin() as session:
+            if self.fence is not None:
+                self.fence.check(session)
+            yield session
+
+    def revision(self) -> str | None:
+        """The schema's Alembic revision; None for an empty database."""
+        with self.engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+            return None if found is None else str(found)
+
+    def require_schema(self) -> None:
+        """Raise SchemaError, naming the command that mends it, unless the schema is the one this version knows."""
+        try:
+            found = self.revision()
+        except sa.exc.OperationalError as error:
+            raise SchemaError(f"database {self.masked_url} cannot be opened: {_first_line(error)}") from error
+        if found is None:
+            raise SchemaError(f"database {self.masked_url} has no schema yet: run `activeseg db upgrade`")
+        if found != SCHEMA_REVISION:
+            raise SchemaError(
+                f"database {self.masked_url} is at schema {found}, this version needs {SCHEMA_REVISION}: "
+                "run `activeseg db upgrade`, or install the activeseg version that made it"
+            )
+
+    @property
+    def masked_url(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        """Return all connections."""
+        self.engine.dispose()
+
+
+def _make_engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "postgresql":
+        return sa.create_engine(url, pool_pre_ping=True)
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    sa.event.listen(engine, "connect", _configure_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, record: Any) -> None:
+    # The driver must not open transactions on its own: `_begin_sqlite` decides which kind.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    kind = connection.get_execution_options().get("activeseg_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {kind}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -1,0 +1,87 @@
+"""Rows of images and label sets. Functions take a Session and never commit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.core.labels import LabelSet
+from activeseg.db.models import Image, ImageStatus, LabelSetRow, Query, QueryStatus, Split
+from activeseg.records import ImageRef
+
+# Both databases bind more, but not without limit (SQLite: 32,766).
+MAX_BIND = 900
+
+
+T = TypeVar("T")
+
+
+def blocks(items: Sequence[T], size: int = MAX_BIND) -> Iterable[Sequence[T]]:
+    """`items` cut into slices short enough for one IN list."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def label_set_row(session: Session, label_set: LabelSet) -> LabelSetRow:
+    """The immutable row of this label set, inserted at first sight."""
+    found = session.scalar(sa.select(LabelSetRow).where(LabelSetRow.fingerprint == label_set.fingerprint))
+    if found is None:
+        found = LabelSetRow(fingerprint=label_set.fingerprint, definition=label_set.as_dict())
+        session.add(found)
+        session.flush()
+    return found
+
+
+def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
+    """All rows of these files, every content they ever had."""
+    rows: dict[str, list[Image]] = {}
+    for block in blocks(uris):
+        for image in session.scalars(sa.select(Image).where(Image.uri.in_(block)).order_by(Image.id)):
+            rows.setdefault(image.uri, []).append(image)
+    return rows
+
+
+def active_uris(session: Session, prefix: str) -> dict[str, int]:
+    """uri -> image id of active and quarantined images below `prefix`."""
+    statement = sa.select(Image.uri, Image.id).where(
+        Image.uri.startswith(prefix, autoescape=True), Image.status.in_([ImageStatus.ACTIVE, ImageStatus.QUARANTINED])
+    )
+    return {row.uri: row.id for row in session.execute(statement)}
+
+
+def retire(session: Session, image_ids: Sequence[int], status: ImageStatus) -> None:
+    """Mark images superseded or missing; queries of theirs that no annotator has seen yet are withdrawn."""
+    for block in blocks(image_ids):
+        session.execute(sa.update(Image).where(Image.id.in_(block)).values(status=status))
+        unseen = sa.update(Query).where(Query.image_id.in_(block), Query.status == QueryStatus.SELECTED)
+        session.execute(unseen.values(status=QueryStatus.WITHDRAWN))
+
+
+def quarantine(session: Session, reasons: Mapping[int, str]) -> None:
+    """Set images aside, each with its reason; queries no annotator has seen yet are withdrawn."""
+    retire(session, list(reasons), ImageStatus.QUARANTINED)
+    for image_id, reason in reasons.items():
+        session.execute(sa.update(Image).where(Image.id == image_id).values(reason=reason[:500]))
+
+
+def set_split(session: Session, image_ids: Sequence[int], split: Split) -> None:
+    """Move images out of the pool, into `split`."""
+    for block in blocks(image_ids):
+        session.execute(sa.update(Image).where(Image.id.in_(block)).values(split=split))
+
+
+def refs(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRef]:
+    """image id -> what a reader of its bytes needs."""
+    found: dict[int, ImageRef] = {}
+    for block in blocks(image_ids):
+        rows = session.execute(sa.select(Image.id, Image.uri, Image.sha256).where(Image.id.in_(block)))
+        found.update({image_id: ImageRef(image_id, uri, sha256) for image_id, uri, sha256 in rows})
+    return found
+
+
+def count_by_status(session: Session) -> dict[tuple[Split, ImageStatus], int]:
+    """(split, status) -> number of images."""
+    statement = sa.select(Image.split, Image.status, sa.func.count()).group_by(Image.split, Image.status)
+    return {(split, status): count for split, status, count in session.execute(statement)}

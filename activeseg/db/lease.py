@@ -1,0 +1,110 @@
+"""The lease: one process acts at a time. Time is the database's clock, so hosts need not agree on theirs.
+
+A holder that was paused past its expiry finds a larger token in the row: its next write transaction raises LeaseError
+(`Database.fence`), so nothing it still believes can reach the tables.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.db.database import Database
+from activeseg.db.models import Lease
+from activeseg.errors import LeaseError
+
+TTL_SECONDS = 60.0
+
+# julianday has a resolution of a millisecond; strftime('%s') would cut to seconds.
+CLOCK = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "EXTRACT(EPOCH FROM clock_timestamp())",
+}
+
+
+class HeldLease:
+    """A lease this process holds; `check` proves it inside a transaction."""
+
+    def __init__(self, database: Database, name: str, holder: str, token: int, ttl: float) -> None:
+        self.database, self.name, self.holder, self.token, self.ttl = database, name, holder, token, ttl
+
+    def check(self, session: Session) -> None:
+        """Raise LeaseError when another process took over. Locks the row, so that nobody takes over before the commit."""
+        row = sa.select(Lease.token).where(Lease.name == self.name).with_for_update()
+        found = session.scalar(row)
+        if found != self.token:
+            raise LeaseError(f"the lease {self.name!r} went to another process (token {self.token} -> {found}); this one stops")
+
+    def renew(self) -> bool:
+        """Move the expiry forward; False once another process took over."""
+        clock = CLOCK[self.database.dialect]
+        statement = f"UPDATE leases SET expires_at = {clock} + :ttl WHERE name = :name AND token = :token"
+        with self.database.engine.begin() as connection:
+            changed = connection.execute(sa.text(statement), {"ttl": self.ttl, "name": self.name, "token": self.token})
+            return changed.rowcount == 1
+
+    def release(self) -> None:
+        """Let the next process in at once."""
+        statement = "UPDATE leases SET expires_at = 0 WHERE name = :name AND token = :token"
+        with self.database.engine.begin() as connection:
+            connection.execute(sa.text(statement), {"name": self.name, "token": self.token})
+
+
+def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldLease:
+    """Take the lease if it is free or expired. Raises LeaseError that names the holder otherwise."""
+    clock = CLOCK[database.dialect]
+    holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    statement = sa.text(
+        f"""INSERT INTO leases (name, holder, token, expires_at) VALUES (:name, :holder, 1, {clock} + :ttl)
+        ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = leases.token + 1, expires_at = excluded.expires_at
+        WHERE leases.expires_at < {clock} RETURNING token"""
+    )
+    with database.engine.begin() as connection:
+        token = connection.scalar(statement, {"name": name, "holder": holder, "ttl": ttl})
+    if token is None:
+        with database.read() as session:
+            other = session.get(Lease, name)
+        raise LeaseError(
+            f"another process is at work on this database ({other.holder if other else 'unknown'}); try again later"
+        )
+    return HeldLease(database, name, holder, token, ttl)
+
+
+@contextmanager
+def holding(database: Database, name: str = "loop", *, ttl: float = TTL_SECONDS) -> Iterator[HeldLease]:
+    """Hold the lease and fence every write with it. Re-entrant: an outer holder of this Database keeps it.
+
+    A thread renews it every third of its time to live; a process that dies lets it expire.
+    """
+    if isinstance(database.fence, HeldLease):
+        yield database.fence
+        return
+    lease = acquire(database, name, ttl=ttl)
+    database.fence = lease
+    stop = threading.Event()
+    thread = threading.Thread(target=_keep_renewing, args=(lease, stop), name=f"lease-{name}", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        thread.join()
+        database.fence = None
+        lease.release()
+
+
+def _keep_renewing(lease: HeldLease, stop: threading.Event) -> None:
+    while not stop.wait(lease.ttl / 3):
+        try:
+            if not lease.renew():
+                return
+        except sa.exc.OperationalError:
+            # The database is away or busy: the next beat may succeed, and the fence decides in any case.
+            continue

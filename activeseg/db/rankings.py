@@ -1,0 +1,115 @@
+"""Ranking queries for people and programs: the champion's, a past checkpoint's, or by the entropy of some classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.db.models import Checkpoint, ClassScoreRow, Image, ImageStatus, Score, ScoringConfig, ScoringRun, Split
+from activeseg.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RankingRow:
+    """One line of a ranking. score: nats, the summed entropy (of the asked classes, where some were asked)."""
+
+    rank: int
+    image_id: int
+    uri: str
+    score: float
+    entropy_mean: float
+    valid_pixels: int
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a page ended: the next one starts after it, however the ranking grows meanwhile."""
+
+    rank: int
+    score: float
+    image_id: int
+
+    def __str__(self) -> str:
+        return f"{self.rank}:{self.score.hex()}:{self.image_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Raises ConfigError for a text that `str()` of a cursor cannot have made."""
+        try:
+            rank, score, image_id = text.split(":")
+            return cls(int(rank), float.fromhex(score), int(image_id))
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(f"cursor: expected the 'next' value of a former page, got {text[:80]!r}") from error
+
+
+def latest_scoring_config(session: Session, checkpoint_id: int) -> int | None:
+    """The configuration of this checkpoint that was scored with last."""
+    statement = (
+        sa.select(ScoringRun.scoring_config_id)
+        .join(ScoringConfig, ScoringConfig.id == ScoringRun.scoring_config_id)
+        .where(ScoringConfig.checkpoint_id == checkpoint_id)
+        .order_by(ScoringRun.id.desc())
+        .limit(1)
+    )
+    return session.scalar(statement)
+
+
+def ranking(
+    session: Session,
+    checkpoint: Checkpoint,
+    *,
+    limit: int,
+    class_indices: Sequence[int] = (),
+    after: Cursor | None = None,
+    pool_only: bool = True,
+) -> list[RankingRow]:
+    """A page of the ranking, highest score first, ties by image id.
+
+    class_indices: rank by the sum of these classes' channel entropies instead of all.
+    after: continue behind this row.
+    pool_only: leave out images that are labelled, superseded or quarantined by now (history keeps them).
+    """
+    config = latest_scoring_config(session, checkpoint.id)
+    if config is None:
+        return []
+    score, source = _score_of(config, class_indices)
+    statement = sa.select(Image.id, Image.uri, score, Score.entropy_mean, Score.valid_pixels).select_from(source)
+    statement = statement.join(Image, Image.id == Score.image_id).where(Score.scoring_config_id == config)
+    if pool_only:
+        statement = statement.where(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
+    if after is not None:
+        # The leading score <= s makes the whole predicate an index range.
+        statement = statement.where(score <= after.score, sa.or_(score < after.score, Score.image_id > after.image_id))
+    statement = statement.order_by(score.desc(), Score.image_id).limit(limit)
+    first = after.rank + 1 if after else 1
+    rows = session.execute(statement)
+    return [
+        RankingRow(rank, image_id, uri, value, mean, pixels, checkpoint.model_version)
+        for rank, (image_id, uri, value, mean, pixels) in enumerate(rows, first)
+    ]
+
+
+def _score_of(config: int, class_indices: Sequence[int]) -> tuple[Any, sa.FromClause]:
+    table: sa.FromClause = Score.__table__
+    if not class_indices:
+        return Score.entropy_sum, table
+    parts = (
+        sa.select(ClassScoreRow.image_id, sa.func.sum(ClassScoreRow.channel_entropy_sum).label("entropy"))
+        .where(ClassScoreRow.scoring_config_id == config, ClassScoreRow.class_index.in_(class_indices))
+        .group_by(ClassScoreRow.image_id)
+        .subquery()
+    )
+    return parts.c.entropy, table.join(parts, parts.c.image_id == Score.image_id)
+
+
+def class_scores(session: Session, scoring_config_id: int, image_id: int) -> list[ClassScoreRow]:
+    """One image's scores by class, by class index."""
+    statement = sa.select(ClassScoreRow).where(
+        ClassScoreRow.scoring_config_id == scoring_config_id, ClassScoreRow.image_id == image_id
+    )
+    return list(session.scalars(statement.order_by(ClassScoreRow.class_index)))

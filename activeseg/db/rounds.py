@@ -1,0 +1,98 @@
+"""Rounds and their queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.db.models import Arm, Image, Query, QueryStatus, Round, RoundStatus
+from activeseg.db.models.columns import now
+from activeseg.records import ImageRef, QueryItem
+
+OPEN = (QueryStatus.SELECTED, QueryStatus.PUSHED)
+
+
+def open_tasks(session: Session) -> int:
+    """Queries nobody has answered yet."""
+    return session.scalar(sa.select(sa.func.count()).select_from(Query).where(Query.status.in_(OPEN))) or 0
+
+
+def unfinished(session: Session, *statuses: RoundStatus) -> list[Round]:
+    """Rounds that stand at one of these statuses, oldest first."""
+    return list(session.scalars(sa.select(Round).where(Round.status.in_(statuses)).order_by(Round.number)))
+
+
+def latest(session: Session) -> Round | None:
+    """The youngest round."""
+    return session.scalar(sa.select(Round).order_by(Round.number.desc()).limit(1))
+
+
+def open_round(
+    session: Session,
+    *,
+    scoring_config_id: int | None,
+    acquisition: str,
+    query_size: int,
+    control_share: float,
+    seed: int,
+) -> Round:
+    """A new round without queries yet. Its seed is derived from `seed` and its number, so that a replay draws the same."""
+    number = (session.scalar(sa.select(sa.func.max(Round.number))) or 0) + 1
+    row = Round(
+        number=number,
+        status=RoundStatus.OPEN,
+        scoring_config_id=scoring_config_id,
+        acquisition=acquisition,
+        query_size=query_size,
+        control_share=control_share,
+        seed=seed * 1_000_003 + number,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def insert_queries(session: Session, round_row: Round, items: Sequence[QueryItem]) -> None:
+    """Write a round's query and mark the round as selected."""
+    for item in items:
+        session.add(
+            Query(
+                round_id=round_row.id,
+                image_id=item.image_id,
+                rank=item.rank,
+                score=item.score,
+                arm=Arm(item.arm),
+                shown_order=item.shown_order,
+                reason=item.reason,
+                status=QueryStatus.SELECTED,
+            )
+        )
+    session.merge(round_row).status = RoundStatus.SELECTED
+    session.flush()
+
+
+def queries(session: Session, round_id: int, status: QueryStatus | None = None) -> list[tuple[Query, ImageRef]]:
+    """A round's queries with their images, in shown order."""
+    statement = sa.select(Query, Image).join(Image, Image.id == Query.image_id).where(Query.round_id == round_id)
+    if status is not None:
+        statement = statement.where(Query.status == status)
+    rows = session.execute(statement.order_by(Query.shown_order))
+    return [(query, ImageRef(image.id, image.uri, image.sha256)) for query, image in rows]
+
+
+def finish_pushing(session: Session, round_id: int) -> None:
+    """Mark a round pushed once no query of it waits to be sent."""
+    row = session.get_one(Round, round_id)
+    row.status, row.pushed_at, row.error = RoundStatus.PUSHED, now(), None
+
+
+def close_answered(session: Session) -> list[int]:
+    """Close pushed rounds without open queries; returns their numbers."""
+    still_open = sa.exists().where(Query.round_id == Round.id, Query.status.in_(OPEN))
+    rows = list(session.scalars(sa.select(Round).where(Round.status == RoundStatus.PUSHED, ~still_open)))
+    for row in rows:
+        row.status, row.closed_at = RoundStatus.CLOSED, now()
+    session.flush()
+    return [row.number for row in rows]

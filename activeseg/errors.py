@@ -1,0 +1,86 @@
+"""Every error activeseg raises on purpose, drawn as a tree.
+
+    ActivesegError                 one line for the user: what was expected, what came, what to do
+    ├── ConfigError                a setting, a class list or an argument is wrong
+    ├── SchemaError                the database's schema is not the one this version knows
+    ├── NotReadyError              a step lacks what an earlier one makes (no champion, empty pool)
+    ├── DataError                  bytes from outside that cannot be used; usually a quarantine row
+    │   ├── ImageError             an image that cannot or must not be decoded
+    │   ├── MaskError              a mask of the wrong size or with unknown values
+    │   └── AnnotationError        an annotation that does not describe its image
+    ├── CheckpointError            weights that are missing, altered or of another network
+    ├── LabelSetMismatch           classes differ between database, checkpoint and Label Studio
+    ├── NonFiniteScoreError        a score that is NaN or infinite: it raises, it never ranks
+    ├── LabelStudioError           Label Studio answered with something unusable
+    │   ├── LabelStudioUnreachable no answer at all
+    │   ├── LabelStudioUnauthorized the token was refused
+    │   └── LabelStudioDoubt       a creating call may or may not have taken effect
+    └── LeaseError                 another process is working on this database
+
+The command line prints `str(error)` on one line and exits with status 1; anything else is a bug and shows its
+traceback.
+"""
+
+
+class ActivesegError(Exception):
+    """Base of all errors a user can act on."""
+
+
+class ConfigError(ActivesegError, ValueError):
+    """A setting, class list or argument is wrong."""
+
+
+class SchemaError(ActivesegError):
+    """The database's schema is not the one this version knows."""
+
+
+class NotReadyError(ActivesegError):
+    """A step lacks what an earlier one makes."""
+
+
+class DataError(ActivesegError, ValueError):
+    """Bytes from outside cannot be used."""
+
+
+class ImageError(DataError):
+    """An image cannot or must not be decoded."""
+
+
+class MaskError(DataError):
+    """A mask has the wrong size or unknown values."""
+
+
+class AnnotationError(DataError):
+    """An annotation does not describe its image."""
+
+
+class CheckpointError(ActivesegError):
+    """Weights are missing, altered or belong to another network."""
+
+
+class LabelSetMismatch(ActivesegError):
+    """Classes differ between database, checkpoint and Label Studio."""
+
+
+class NonFiniteScoreError(ActivesegError, ArithmeticError):
+    """A score is NaN or infinite."""
+
+
+class LabelStudioError(ActivesegError):
+    """Label Studio answered with something unusable."""
+
+
+class LabelStudioUnreachable(LabelStudioError):
+    """Label Studio did not answer."""
+
+
+class LabelStudioUnauthorized(LabelStudioError):
+    """Label Studio refused the token."""
+
+
+class LabelStudioDoubt(LabelStudioError):
+    """A creating call may or may not have taken effect; look before calling again."""
+
+
+class LeaseError(ActivesegError):
+    """Another process is working on this database."""

@@ -1,0 +1,141 @@
+"""Frozen values that cross layers. Nothing here knows a database, a tensor or a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image as stages hand it to the network: its row, where its bytes are and what they hashed to."""
+
+    image_id: int
+    uri: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class's share of an image's uncertainty.
+
+    class_index: index in the label set (the value in index masks).
+    channel_entropy_sum: sum over valid pixels of -p_c log p_c, in nats; over all classes these add up to entropy_sum.
+    region_pixels: pixels predicted as this class (argmax).
+    region_entropy_sum: sum of the full per-pixel entropy over those pixels, in nats.
+    mean_confidence: mean p_c over those pixels; None where the class is predicted nowhere.
+    """
+
+    class_index: int
+    channel_entropy_sum: float
+    region_pixels: int
+    region_entropy_sum: float
+    mean_confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScore:
+    """All statistics of one image from one forward pass; every score grows with uncertainty.
+
+    entropy_sum: nats, summed over valid pixels (the default acquisition score).
+    entropy_mean: entropy_sum / valid_pixels.
+    entropy_share: share of valid pixels whose entropy exceeds `core.entropy.SHARE_THRESHOLD` * log C.
+    margin_mean: mean of 1 - (p_first - p_second).
+    least_confidence_mean: mean of 1 - max p.
+    grid: row-major regional entropy sums on a `core.entropy.GRID` x `GRID` raster; they add up to entropy_sum.
+    """
+
+    image_id: int
+    entropy_sum: float
+    entropy_mean: float
+    valid_pixels: int
+    entropy_share: float
+    margin_mean: float
+    least_confidence_mean: float
+    grid: tuple[float, ...]
+    classes: tuple[ClassScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFailure:
+    """An image that could not be read or decoded, and why: it becomes a quarantine reason."""
+
+    image_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankedImage:
+    """A row of the ranking: higher score = less sure."""
+
+    image_id: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueryItem:
+    """An image chosen for annotators.
+
+    rank: 1-based place in the ranking it was chosen from; None where there was no ranking (cold start).
+    arm: 'chosen' or 'control'.
+    shown_order: 0-based place in which annotators see it; says nothing about rank or arm.
+    """
+
+    image_id: int
+    rank: int | None
+    score: float | None
+    arm: str
+    shown_order: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputPolicy:
+    """How pixels become the network's input. Part of a checkpoint and of a scoring configuration.
+
+    short_side: the shorter side is resized to this many pixels before the network; None keeps the image's own size.
+    mean, std: per channel on the 0..1 scale; input = (pixel / 255 - mean) / std. (0.5, 0.5) is pixel / 127.5 - 1.
+    """
+
+    short_side: int | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"short_side": self.short_side, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> InputPolicy:
+        """Inverse of `as_dict`."""
+        mean, std = (tuple(float(v) for v in data[key]) for key in ("mean", "std"))
+        return cls(data["short_side"], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetric:
+    """Dataset-level figures of one class; None where the class is absent from the truth."""
+
+    class_index: int
+    name: str
+    iou: float | None
+    dice: float | None
+    accuracy: float | None
+    truth_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage did. Running a stage twice gives `written` = 0 the second time."""
+
+    stage: str
+    written: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """One line for a person: 'score: 120 written, 1 failed in 3.2 s (images_per_second 37.5)'."""
+        extra = ", ".join(f"{key} {value}" for key, value in self.details.items() if not isinstance(value, list | dict))
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.stage}: {self.written} written{failed} in {self.seconds:.1f} s" + (f" ({extra})" if extra else "")
