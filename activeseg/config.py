@@ -6,6 +6,7 @@ are taken from the folder of the TOML file. Secrets come from the environment or
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tomllib
@@ -117,10 +118,10 @@ class SelectionSection(Section):
 class PromotionSection(Section):
     """When a challenger replaces the champion."""
 
-    tolerance: float = Field(0.0, ge=0, description="mIoU the challenger may lose on the validation split")
+    tolerance: float = Field(0.02, ge=0, description="mIoU the challenger may lose at most, at the chosen confidence")
     class_floor: Share = Field(0.1, description="IoU that no class may lose")
     floor_min_pixels: int = Field(5_000, ge=0, description="classes with fewer validation pixels have no floor")
-    confidence: float = Field(0.9, gt=0.5, lt=1, description="of the paired bootstrap interval that may refuse")
+    confidence: float = Field(0.8, gt=0, lt=1, description="of the paired bootstrap interval whose lower end decides")
 
 
 class LabelStudioSection(Section):
@@ -282,3 +283,36 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {where}; see docs/configuration.md for the known ones"
     came = "" if isinstance(problem.get("input"), dict) else f" (got {problem.get('input')!r})"
     return f"{where}: {problem['msg']}{came}"
+
+
+def commented_toml(*, images: str, classes: str) -> str:
+    """The text of a new activeseg.toml: every key with its default and what it means; the two given ones set."""
+    given = {("pool", "images"): images, ("labels", "file"): classes}
+    lines = [
+        "# activeseg: what every key means stands in docs/configuration.md. ACTIVESEG_SECTION__KEY in the environment",
+        "# beats this file. Keys that are commented out have the value shown.",
+    ]
+    for name, section in Settings.model_fields.items():
+        kind = section.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            continue
+        lines += ["", f"# {(kind.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
+        for key, field in kind.model_fields.items():
+            if key == "token":  # secrets never stand in this file
+                continue
+            lines.append(f"# {field.description}")
+            value = given.get((name, key), field.default)
+            prefix = "" if (name, key) in given else "# "
+            lines.append(f"{prefix}{key} = {toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML text; None, which TOML lacks, as an empty string with a note."""
+    if value is None:
+        return '""  (unset)'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return repr(value) if isinstance(value, int | float) else json.dumps(str(value), ensure_ascii=False)

@@ -17,7 +17,8 @@ from activeseg.errors import ConfigError, MaskError
 UNLABELED = 255
 """Value of a pixel nobody labelled, in index masks and in training targets. Never a class index."""
 
-_LINE = re.compile(r"^(?P<name>\S.*?)(?:\s+#(?P<color>[0-9a-fA-F]{6}))?(?:\s+(?P<ignore>ignore))?$")
+# A name holds no '#': a mistyped colour must not become part of it.
+_LINE = re.compile(r"^(?P<name>[^#\s][^#]*?)(?:\s+#(?P<color>[0-9a-f]{6}))?(?:\s+(?P<ignore>ignore))?$", re.IGNORECASE)
 
 # Golden-angle hues at two lightnesses: neighbours in the list are far apart in colour.
 _HUE_STEP = 137.508
@@ -42,6 +43,9 @@ class LabelSet:
         if len(set(self.names)) != len(self.names):
             repeated = sorted({name for name in self.names if self.names.count(name) > 1})
             raise ConfigError(f"class names must be unique; repeated: {', '.join(repeated)}")
+        padded = [name for name in self.names if not name or name != name.strip()]
+        if padded:
+            raise ConfigError(f"class names must not be empty or begin or end with spaces; got {padded[0]!r}")
         if len(self.colors) != len(self.names):
             raise ConfigError(f"expected {len(self.names)} colours, one per class; got {len(self.colors)}")
         if self.ignore_index is not None and not 0 <= self.ignore_index < len(self.names):

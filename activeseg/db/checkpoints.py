@@ -175,3 +175,31 @@ def evaluations(session: Session, checkpoint_id: int, split: Split) -> list[Eval
     """The stored figures of a checkpoint on a split."""
     statement = sa.select(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id, Evaluation.split == split)
     return list(session.scalars(statement))
+
+
+def overview(session: Session) -> list[dict[str, Any]]:
+    """Every checkpoint with its training size, validation mIoU and last decision, newest first."""
+    current = champion(session)
+    iou = sa.select(Evaluation.value).where(
+        Evaluation.checkpoint_id == Checkpoint.id,
+        Evaluation.split == Split.VAL,
+        Evaluation.metric == "mean_iou",
+        Evaluation.class_name == ALL_CLASSES,
+    )
+    trained = sa.select(sa.func.max(TrainingRun.num_images)).where(TrainingRun.checkpoint_id == Checkpoint.id)
+    last = sa.select(sa.func.max(Promotion.id)).where(Promotion.checkpoint_id == Checkpoint.id).correlate(Checkpoint)
+    statement = (
+        sa.select(
+            Checkpoint.id,
+            Checkpoint.model_version,
+            trained.scalar_subquery().label("num_images"),
+            iou.scalar_subquery().label("mean_iou"),
+            Promotion.decision,
+            Promotion.reason,
+            Checkpoint.created_at,
+        )
+        .outerjoin(Promotion, Promotion.id == last.scalar_subquery())
+        .order_by(Checkpoint.id.desc())
+    )
+    rows = [row._asdict() for row in session.execute(statement)]
+    return [row | {"champion": current is not None and row["id"] == current.id} for row in rows]

@@ -36,12 +36,10 @@ class KnownTask:
     prediction_location: str | None
 
 
-def project(session: Session, server_url: str, instance_key: str, external_id: int) -> LabelingProject | None:
-    """Our row of a Label Studio project."""
+def project(session: Session, instance_key: str, external_id: int) -> LabelingProject | None:
+    """Our row of a Label Studio project, wherever the server is reached now."""
     statement = sa.select(LabelingProject).where(
-        LabelingProject.server_url == server_url,
-        LabelingProject.instance_key == instance_key,
-        LabelingProject.external_project_id == external_id,
+        LabelingProject.instance_key == instance_key, LabelingProject.external_project_id == external_id
     )
     return session.scalar(statement)
 
@@ -174,3 +172,9 @@ def move_cursor(session: Session, labeling_project_id: int, until: datetime) -> 
     row = session.get_one(LabelingProject, labeling_project_id)
     if row.pulled_until is None or until > row.pulled_until:
         row.pulled_until = until
+
+
+def count_tasks(session: Session, labeling_project_id: int, besides: Sequence[int]) -> int:
+    """Tasks a project has besides these rows: where the shown order of the next ones starts."""
+    total = sa.select(sa.func.count()).select_from(Task).where(Task.labeling_project_id == labeling_project_id)
+    return (session.scalar(total) or 0) - len(besides)

@@ -29,7 +29,7 @@ def latest(session: Session) -> Round | None:
     return session.scalar(sa.select(Round).order_by(Round.number.desc()).limit(1))
 
 
-def open_round(
+def plan_round(
     session: Session,
     *,
     scoring_config_id: int | None,
@@ -38,9 +38,9 @@ def open_round(
     control_share: float,
     seed: int,
 ) -> Round:
-    """A new round without queries yet. Its seed is derived from `seed` and its number, so that a replay draws the same."""
+    """The next round, not yet written. Its seed is derived from `seed` and its number: a replay draws the same."""
     number = (session.scalar(sa.select(sa.func.max(Round.number))) or 0) + 1
-    row = Round(
+    return Round(
         number=number,
         status=RoundStatus.OPEN,
         scoring_config_id=scoring_config_id,
@@ -49,9 +49,6 @@ def open_round(
         control_share=control_share,
         seed=seed * 1_000_003 + number,
     )
-    session.add(row)
-    session.flush()
-    return row
 
 
 def insert_queries(session: Session, round_row: Round, items: Sequence[QueryItem]) -> None:
@@ -96,3 +93,17 @@ def close_answered(session: Session) -> list[int]:
         row.status, row.closed_at = RoundStatus.CLOSED, now()
     session.flush()
     return [row.number for row in rows]
+
+
+def skip_unanswered(session: Session, round_id: int) -> int:
+    """Mark what is still open of a round as skipped; returns how many queries that were."""
+    waiting = queries(session, round_id, QueryStatus.PUSHED)
+    for query, _ in waiting:
+        session.get_one(Query, query.id).status = QueryStatus.SKIPPED
+    session.flush()
+    return len(waiting)
+
+
+def by_number(session: Session, number: int) -> Round | None:
+    """The round with this number."""
+    return session.scalar(sa.select(Round).where(Round.number == number))

@@ -25,18 +25,27 @@ from activeseg.db.models.columns import now
 from activeseg.records import ImageRef, ImageScore, RankedImage
 
 
-def scoring_config(session: Session, checkpoint_id: int, definition: Mapping[str, Any]) -> ScoringConfig:
-    """The row of this checkpoint with this definition (resize, precision, ...), inserted at first sight."""
-    fingerprint = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
-    statement = sa.select(ScoringConfig).where(
-        ScoringConfig.checkpoint_id == checkpoint_id, ScoringConfig.fingerprint == fingerprint
+def find_config(session: Session, checkpoint_id: int, definition: Mapping[str, Any]) -> int | None:
+    """The configuration of this checkpoint with this definition (resize, precision, ...), if it exists."""
+    statement = sa.select(ScoringConfig.id).where(
+        ScoringConfig.checkpoint_id == checkpoint_id, ScoringConfig.fingerprint == _fingerprint(definition)
     )
-    found = session.scalar(statement)
-    if found is None:
-        found = ScoringConfig(checkpoint_id=checkpoint_id, fingerprint=fingerprint, definition=dict(definition))
-        session.add(found)
-        session.flush()
-    return found
+    return session.scalar(statement)
+
+
+def ensure_config(session: Session, checkpoint_id: int, definition: Mapping[str, Any]) -> int:
+    """The same, inserted at first sight."""
+    found = find_config(session, checkpoint_id, definition)
+    if found is not None:
+        return found
+    row = ScoringConfig(checkpoint_id=checkpoint_id, fingerprint=_fingerprint(definition), definition=dict(definition))
+    session.add(row)
+    session.flush()
+    return row.id
+
+
+def _fingerprint(definition: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
 
 
 def unscored(session: Session, scoring_config_id: int) -> list[ImageRef]:

@@ -219,10 +219,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["label_set_id"], ["label_sets.id"], name=op.f("fk_labeling_projects_label_set_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_labeling_projects")),
         sa.UniqueConstraint(
-            "server_url",
             "instance_key",
             "external_project_id",
-            name=op.f("uq_labeling_projects_server_url_instance_key_external_project_id"),
+            name=op.f("uq_labeling_projects_instance_key_external_project_id"),
         ),
     )
     op.create_table(
@@ -527,7 +526,7 @@ def upgrade() -> None:
             "labeling_project_id",
             "external_annotation_id",
             "external_updated_at",
-            name=op.f("uq_annotations_labeling_project_id_external_annotation_id_external_updated_at"),
+            name=op.f("uq_annotations_version"),
         ),
     )
     with op.batch_alter_table("annotations", schema=None) as batch_op:

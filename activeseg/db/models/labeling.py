@@ -34,10 +34,10 @@ class JournalState(StrEnum):
 
 
 class LabelingProject(Model):
-    """A Label Studio project. `instance_key` differs when a rebuilt server counts from 1 again."""
+    """A Label Studio project. `instance_key` differs when a rebuilt server counts from 1 again; its address may change."""
 
     __tablename__ = "labeling_projects"
-    __table_args__ = (sa.UniqueConstraint("server_url", "instance_key", "external_project_id"),)
+    __table_args__ = (sa.UniqueConstraint("instance_key", "external_project_id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     server_url: Mapped[str] = mapped_column(sa.String(500))

@@ -128,7 +128,10 @@ class Annotation(Model):
 
     __tablename__ = "annotations"
     __table_args__ = (
-        sa.UniqueConstraint("labeling_project_id", "external_annotation_id", "external_updated_at"),
+        # Named by hand: the convention's name would be longer than PostgreSQL's 63 bytes.
+        sa.UniqueConstraint(
+            "labeling_project_id", "external_annotation_id", "external_updated_at", name="uq_annotations_version"
+        ),
         sa.UniqueConstraint("image_id", "import_sha256"),
         sa.Index("ix_annotations_image_id", "image_id"),
     )

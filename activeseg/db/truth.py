@@ -1,4 +1,4 @@
-"""Annotations: one shared writer for what Label Studio and imports bring, and the view of what counts today."""
+"""Ground truth: one writer for annotations from Label Studio and from imports, and which of them count today."""
 
 from __future__ import annotations
 
@@ -179,9 +179,9 @@ def without_split(session: Session) -> dict[int, tuple[str | None, bool]]:
     return {image_id: (group, bool(count)) for image_id, group, count in session.execute(statement)}
 
 
-def validation_groups(session: Session) -> set[str]:
-    """Groups (clips, sites) that have validation images: nothing else of theirs may be trained on."""
-    statement = sa.select(Image.group_name).where(Image.split == Split.VAL, Image.group_name.is_not(None)).distinct()
+def groups_of(session: Session, split: Split) -> set[str]:
+    """Groups (clips, sites) that have images in a split. Images without a group are each their own and not listed."""
+    statement = sa.select(Image.group_name).where(Image.split == split, Image.group_name.is_not(None)).distinct()
     return {group for group in session.scalars(statement) if group is not None}
 
 

@@ -1,0 +1,61 @@
+"""All commands in one tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from activeseg import __version__
+from activeseg.cli import (
+    database,
+    dataset,
+    demo,
+    doctor,
+    explain,
+    init,
+    labeling,
+    models,
+    pool,
+    rankings,
+    rounds,
+    schedule,
+    scoring,
+    serve,
+    weights,
+)
+
+app = typer.Typer(
+    name="activeseg",
+    help="Active learning for semantic segmentation: score a pool, label what the model doubts, retrain, promote.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"activeseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def choose_configuration(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration file. [default: $ACTIVESEG_CONFIG or activeseg.toml]")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+    context.obj = config
+
+
+for module in (init, pool, models, scoring, rankings, labeling, explain, schedule, serve, doctor, demo, rounds):
+    module.register(app)
+for module in (database, dataset, weights):
+    module.register(app)

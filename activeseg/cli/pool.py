@@ -1,0 +1,29 @@
+"""activeseg pool: the unlabelled images."""
+
+from __future__ import annotations
+
+import typer
+
+from activeseg.cli.output import AsJson, print_reports, workspace_of
+
+group = typer.Typer(help="Register the pool's images.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    app.add_typer(group, name="pool")
+
+
+@group.callback()
+def pool() -> None:
+    """Register the pool's images."""
+
+
+@group.command()
+def sync(context: typer.Context, as_json: AsJson = False) -> None:
+    """Register new, changed and vanished files; unreadable ones are quarantined with a reason."""
+    from activeseg.db import lease
+    from activeseg.stages.pool import sync_pool
+
+    with workspace_of(context) as workspace, lease.holding(workspace.database):
+        print_reports([sync_pool(workspace)], as_json)

@@ -1,0 +1,48 @@
+"""activeseg rankings: the uncertainty ranking."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import asdict, fields
+from typing import Annotated
+
+import typer
+
+from activeseg.cli.output import AsJson, print_json, print_table, workspace_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(rankings)
+
+
+def rankings(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Rows.")] = 20,
+    class_name: Annotated[
+        list[str] | None, typer.Option("--class", help="Rank by the entropy of this class; repeat to add up several.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="A past model version's ranking.")] = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Show the images the model is least sure of, by summed entropy in nats."""
+    from activeseg.db import checkpoints
+    from activeseg.db.rankings import RankingRow, ranking
+
+    with workspace_of(context) as workspace:
+        indices = sorted({workspace.label_set.index_of(name) for name in class_name or ()})
+        with workspace.database.read() as session:
+            row = checkpoints.by_version(session, checkpoint) if checkpoint else checkpoints.require_champion(session)
+            rows = ranking(session, row, limit=limit, class_indices=indices, pool_only=checkpoint is None)
+    if as_json:
+        print_json([asdict(item) for item in rows])
+    elif as_csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(field.name for field in fields(RankingRow))
+        writer.writerows(tuple(asdict(item).values()) for item in rows)
+    else:
+        title = f"{row.model_version}: entropy of {', '.join(class_name) if class_name else 'all classes'}, nats"
+        lines = [(item.rank, item.image_id, item.score, item.entropy_mean, item.uri) for item in rows]
+        print_table(("rank", "image", "sum", "mean/pixel", "file"), lines, title=title)

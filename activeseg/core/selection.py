@@ -1,0 +1,141 @@
+"""Which images annotators see next, and which annotated ones validate the model.
+
+All draws are seeded: the same arguments give the same result, whatever order the images come in.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from activeseg.core.acquisition import rank_images
+from activeseg.errors import ConfigError
+from activeseg.records import QueryItem, RankedImage
+
+CHOSEN = "chosen"
+CONTROL = "control"
+
+
+def select_query(ranking: Sequence[RankedImage], size: int, *, control_share: float, seed: int) -> list[QueryItem]:
+    """The next query: the top of the ranking and a random control arm, in the order annotators see them.
+
+    ranking: all images that may be asked for, each once; it is sorted again here (highest score first, ties by
+    image_id), so that its order cannot matter.
+    size: images wanted, >= 1; with fewer in the ranking all of them are taken.
+    control_share: 0..1. Of n images taken, control_share * n rounded half up are control; where the share is positive
+    and n at least 2, then at least one, because an empty arm measures nothing.
+
+    The control arm is drawn first, uniformly without replacement from the whole ranking: an unbiased sample of the
+    pool. The chosen arm is then the best of the rest. An image at the top that was drawn stays control, as moving it
+    would rob the control arm of its most uncertain images; its rank tells that it would have been chosen anyway.
+    shown_order is a uniform shuffle of both arms.
+
+    Raises ConfigError for bad arguments or repeated images, NonFiniteScoreError for a score that is no finite number.
+    """
+    _check_size(size, at_least=1)
+    if not 0 <= control_share <= 1:
+        raise ConfigError(f"control_share: expected 0 to 1; got {control_share}")
+    ordered = rank_images((ranked.image_id, ranked.score) for ranked in ranking)
+    size = min(size, len(ordered))
+    drawn = _random("control arm", seed).sample(range(len(ordered)), _control_size(size, control_share))
+    control = frozenset(drawn)
+    best = [place for place in range(len(ordered)) if place not in control][: size - len(control)]
+
+    places = [*best, *drawn]
+    _random("shown order", seed).shuffle(places)
+    return [
+        _query_item(ordered, place, CONTROL if place in control else CHOSEN, shown_order)
+        for shown_order, place in enumerate(places)
+    ]
+
+
+def select_bootstrap(
+    image_ids: Iterable[int], size: int, *, seed: int, groups: Mapping[int, str | None] | None = None
+) -> list[QueryItem]:
+    """The first query, when there is no model to rank by: random images, all in the control arm, in shown order.
+
+    size: images wanted, >= 1; with fewer all of them are taken.
+    groups: the clip or site of an image. The draw is then spread over the groups in proportion to their size
+    (systematic sampling along the images sorted by group); every image keeps the same chance. A missing or None group
+    is the image alone.
+    Raises ConfigError for bad arguments or repeated images.
+    """
+    _check_size(size, at_least=1)
+    pool = sorted(image_ids)
+    if len(set(pool)) != len(pool):
+        raise ConfigError("image_ids: each image may be given once; some are repeated")
+    rng = _random("bootstrap", seed)
+    members = _shuffled_groups({image_id: (groups or {}).get(image_id) for image_id in pool}, rng)
+    line = [image_id for group in members for image_id in group]
+    size = min(size, len(line))
+    start = rng.random()
+    drawn = [line[min(int((start + step) * len(line) / size), len(line) - 1)] for step in range(size)]
+    rng.shuffle(drawn)
+    return [
+        QueryItem(image_id, None, None, CONTROL, shown_order, "random draw, no model yet")
+        for shown_order, image_id in enumerate(drawn)
+    ]
+
+
+def freeze_validation(annotated: Mapping[int, str | None], size: int, *, seed: int, keep_for_training: int) -> set[int]:
+    """Image ids to freeze into the validation split: whole groups, drawn at random.
+
+    annotated: image_id -> its clip or site; None is the image alone. Give only images that were drawn at random, or the
+    split measures the model on what it found hard.
+    size: never more images than this, with one exception: where every group is larger, the smallest one is taken whole.
+    Meant for an empty split; a caller that tops one up passes what is missing and must expect that exception.
+    keep_for_training: this many annotated images always stay outside; where no whole group leaves them, nothing is
+    frozen.
+    Groups come in random order and one that no longer fits is passed over. Returns a possibly empty set.
+    Raises ConfigError for negative numbers.
+    """
+    _check_size(size, at_least=0)
+    if keep_for_training < 0:
+        raise ConfigError(f"keep_for_training: expected 0 or more; got {keep_for_training}")
+    available = len(annotated) - keep_for_training
+    if size == 0 or available <= 0:
+        return set()
+    members = _shuffled_groups(annotated, _random("validation", seed))
+    frozen: set[int] = set()
+    for group in members:
+        if len(frozen) + len(group) <= min(size, available):
+            frozen.update(group)
+    smallest = min(members, key=len)
+    return set(smallest) if not frozen and len(smallest) <= available else frozen
+
+
+def _control_size(size: int, share: float) -> int:
+    rounded = math.floor(size * share + 0.5)
+    return max(rounded, 1) if share > 0 and size >= 2 else rounded
+
+
+def _query_item(ordered: Sequence[RankedImage], place: int, arm: str, shown_order: int) -> QueryItem:
+    ranked = ordered[place]
+    why = "random control draw, " if arm == CONTROL else ""
+    reason = f"{why}rank {place + 1} of {len(ordered)}"
+    return QueryItem(ranked.image_id, place + 1, ranked.score, arm, shown_order, reason)
+
+
+def _shuffled_groups(group_of: Mapping[int, str | None], rng: random.Random) -> list[list[int]]:
+    """Members of each group, groups and members in random order; images without a group are groups of one."""
+    members: defaultdict[tuple[str, str | int], list[int]] = defaultdict(list)
+    for image_id in sorted(group_of):
+        group = group_of[image_id]
+        members[("alone", image_id) if group is None else ("group", group)].append(image_id)
+    shuffled = list(members.values())
+    rng.shuffle(shuffled)
+    for group_members in shuffled:
+        rng.shuffle(group_members)
+    return shuffled
+
+
+def _random(purpose: str, seed: int) -> random.Random:
+    """A generator of its own for each purpose, so that draws with one seed do not resemble each other."""
+    return random.Random(f"{purpose} {seed}")
+
+
+def _check_size(size: int, *, at_least: int) -> None:
+    if size < at_least:
+        raise ConfigError(f"size: expected {at_least} or more; got {size}")

@@ -1,0 +1,254 @@
+"""advance_round(): the only place where stages meet. It owns the lease, the order of things and what a failure leaves.
+
+    sync pool -> pull -> split -> (train -> promote, if due) -> finish begun rounds -> score -> (open a round, if due)
+
+Every step looks at the tables for what is left to do, so a process killed anywhere goes on where it stopped, and a
+second call with nothing new writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy.orm import Session
+
+from activeseg.db import checkpoints, images, lease, rounds, scores, truth
+from activeseg.db.models import ImageStatus, Query, QueryStatus, Round, RoundStatus, Split
+from activeseg.db.models.columns import now
+from activeseg.errors import ActivesegError, LabelStudioDoubt, NotReadyError
+from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.records import QueryItem, StageReport
+from activeseg.stages.pool import sync_pool
+from activeseg.stages.promote import promote_challengers
+from activeseg.stages.pull import pull_annotations
+from activeseg.stages.push import predict_round, push_round
+from activeseg.stages.rank import candidates_left, choose_images, rank_round
+from activeseg.stages.score import score_pool, scoring_definition
+from activeseg.stages.split import assign_splits
+from activeseg.stages.train import train_challenger
+from activeseg.workspace import Workspace
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, planned) during long stages."""
+
+
+@dataclass
+class Listener:
+    """What a caller wants to hear while the loop works."""
+
+    report: Callable[[StageReport], None] = field(default=lambda report: None)
+    progress: Progress = field(default=lambda stage, done, planned: None)
+
+    def of(self, stage: str) -> Callable[[int, int], None]:
+        """The progress callback of one stage."""
+        return lambda done, planned: self.progress(stage, done, planned)
+
+
+def advance_round(
+    workspace: Workspace,
+    client: LabelStudioClient | None,
+    *,
+    open_new: bool = True,
+    listener: Listener | None = None,
+) -> list[StageReport]:
+    """Do everything that can be done now; returns what each stage did.
+
+    client: None works without Label Studio: queries are handed out in the database and answered by
+    `activeseg dataset import --split query`. open_new: False finishes what was begun and opens no further round.
+    Raises LeaseError where another process is at work, NotReadyError for an empty pool.
+    """
+    listener = listener or Listener()
+    reports: list[StageReport] = []
+
+    def note(report: StageReport) -> None:
+        reports.append(report)
+        listener.report(report)
+
+    with lease.holding(workspace.database):
+        note(sync_pool(workspace))
+        collect(workspace, client, note)
+        if reason := training_due(workspace):
+            note(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
+        if _has_challengers(workspace):
+            note(promote_challengers(workspace))
+        for row in _begun(workspace):
+            _carry_on(workspace, row, client, note, listener)
+        if _has_champion(workspace):
+            note(score_pool(workspace, on_progress=listener.of("score")))
+        if open_new and (opened := open_round_if_due(workspace)) is not None:
+            _carry_on(workspace, opened, client, note, listener)
+    return reports
+
+
+def collect(
+    workspace: Workspace,
+    client: LabelStudioClient | None,
+    note: Callable[[StageReport], None],
+    *,
+    full: bool = False,
+) -> None:
+    """Pull annotations, give their images a split and close answered rounds. full: see `pull_annotations`."""
+    if client is not None:
+        note(pull_annotations(workspace, client, full=full))
+    with lease.holding(workspace.database):
+        note(assign_splits(workspace))
+        with workspace.database.write() as session:
+            rounds.close_answered(session)
+
+
+def training_due(workspace: Workspace) -> str | None:
+    """Why a training should start now, or None.
+
+    It is due when one was interrupted, when there is no champion and [training] min_train images are annotated, when
+    retrain_after annotations are new, or when any is new and retrain_days went by.
+    """
+    rules = workspace.settings.training
+    with workspace.database.read() as session:
+        if checkpoints.interrupted_training(session) is not None:
+            return "interrupted"
+        new = truth.untrained(session)
+        latest = checkpoints.latest_training(session)
+        labeled = images.count_by_status(session).get((Split.TRAIN, ImageStatus.ACTIVE), 0)
+    if new == 0 or labeled < rules.min_train:
+        return None
+    if latest is None:
+        return f"first: {new} annotated images"
+    if new >= rules.retrain_after:
+        return f"{new} new annotations"
+    waited = now() - latest.started_at
+    if waited >= timedelta(days=rules.retrain_days):
+        return f"{new} new annotations after {waited.days} days"
+    return None
+
+
+def open_round_if_due(workspace: Workspace) -> Round | None:
+    """Open a round if few enough tasks are open and images are left to ask about; None otherwise."""
+    with workspace.database.write() as session:
+        if rounds.open_tasks(session) >= workspace.settings.selection.refill_below:
+            return None
+        return _open_round(workspace, session, None)
+
+
+def rounds_to_push(workspace: Workspace, size: int | None) -> list[Round]:
+    """Begun rounds, or else a new one of `size` images (default: [selection] query_size), however many tasks are open.
+
+    Raises NotReadyError where no image is left to ask about or max_open_tasks are open.
+    """
+    if begun := _begun(workspace):
+        return begun
+    with workspace.database.write() as session:
+        row = _open_round(workspace, session, size)
+    if row is None:
+        raise NotReadyError(
+            "nothing to push: all of the pool is labelled, in an open query or not scored yet (`activeseg score`), "
+            "or [selection] max_open_tasks are open"
+        )
+    return [row]
+
+
+def preview_query(workspace: Workspace, size: int | None) -> list[QueryItem]:
+    """What the next round would ask for, in shown order; nothing is written."""
+    with workspace.database.read() as session:
+        row = _plan_round(workspace, session, size)
+        return choose_images(session, row) if row else []
+
+
+def _open_round(workspace: Workspace, session: Session, size: int | None) -> Round | None:
+    """Write the next round's row, if there is anything to ask about."""
+    row = _plan_round(workspace, session, size)
+    if row is None or not candidates_left(session, row):
+        return None
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _plan_round(workspace: Workspace, session: Session, size: int | None) -> Round | None:
+    """The next round's row, not yet written; None where no more tasks may be open or the champion has scored nothing."""
+    selection = workspace.settings.selection
+    champion = checkpoints.champion(session)
+    config = None
+    if champion is not None:
+        config = scores.find_config(session, champion.id, scoring_definition(workspace, champion))
+        if config is None:
+            return None
+    wanted = size or (selection.bootstrap_size if champion is None else selection.query_size)
+    allowed = min(wanted, selection.max_open_tasks - rounds.open_tasks(session))
+    if allowed < 1:
+        return None
+    return rounds.plan_round(
+        session,
+        scoring_config_id=config,
+        acquisition="random" if champion is None else "entropy_sum",
+        query_size=allowed,
+        control_share=selection.control_share,
+        seed=selection.seed,
+    )
+
+
+def finish_round(
+    workspace: Workspace, row: Round, client: LabelStudioClient | None, listener: Listener
+) -> Iterator[StageReport]:
+    """Take a begun round as far as annotators; yields each stage's report."""
+    if row.status == RoundStatus.OPEN:
+        yield rank_round(workspace, row.id)
+    yield predict_round(workspace, row.id)
+    if client is None:
+        yield hand_out(workspace, row.id)
+        return
+    try:
+        yield push_round(workspace, row.id, client, on_progress=listener.of("push"))
+    except LabelStudioDoubt:
+        # push_round looks the doubtful tasks up by key before it sends anything, so calling it again is no blind retry.
+        yield push_round(workspace, row.id, client, on_progress=listener.of("push"))
+
+
+def hand_out(workspace: Workspace, round_id: int) -> StageReport:
+    """Without Label Studio: mark a round's queries as waiting for masks from outside."""
+    with workspace.database.write() as session:
+        waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
+        for query, _ in waiting:
+            session.get_one(Query, query.id).status = QueryStatus.PUSHED
+        rounds.finish_pushing(session, round_id)
+    return StageReport("hand out", len(waiting))
+
+
+def _carry_on(
+    workspace: Workspace,
+    row: Round,
+    client: LabelStudioClient | None,
+    note: Callable[[StageReport], None],
+    listener: Listener,
+) -> None:
+    with _error_in_row(workspace, row):
+        for report in finish_round(workspace, row, client, listener):
+            note(report)
+
+
+@contextmanager
+def _error_in_row(workspace: Workspace, row: Round) -> Iterator[None]:
+    """Leave the reason in the round's row; the round itself stays where it is and goes on next time."""
+    try:
+        yield
+    except ActivesegError as error:
+        with workspace.database.write() as session:
+            session.get_one(Round, row.id).error = str(error)[:1000]
+        raise
+
+
+def _begun(workspace: Workspace) -> list[Round]:
+    with workspace.database.read() as session:
+        return rounds.unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED)
+
+
+def _has_champion(workspace: Workspace) -> bool:
+    with workspace.database.read() as session:
+        return checkpoints.champion(session) is not None
+
+
+def _has_challengers(workspace: Workspace) -> bool:
+    with workspace.database.read() as session:
+        return bool(checkpoints.undecided(session))

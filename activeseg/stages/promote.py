@@ -1,0 +1,189 @@
+"""checkpoints -> evaluations and promotions: a challenger serves only if it proves not to be worse."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from activeseg.config import PromotionSection
+from activeseg.core.labels import LabelSet
+from activeseg.core.metrics import Metrics, paired_bootstrap
+from activeseg.db import checkpoints, truth
+from activeseg.db.checkpoints import EvaluationFigures
+from activeseg.db.models import Checkpoint, Decision, Split
+from activeseg.errors import LabelSetMismatch, NotReadyError
+from activeseg.nn.checkpoint import load_checkpoint
+from activeseg.nn.data import LabeledImage
+from activeseg.nn.device import pick_device
+from activeseg.nn.fit import Evaluation, evaluate
+from activeseg.records import StageReport
+from activeseg.workspace import Workspace
+
+BOOTSTRAP_SAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of a challenger, in a sentence and in figures."""
+
+    promoted: bool
+    reason: str
+    statistics: dict[str, Any]
+
+
+def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> StageReport:
+    """Decide about every checkpoint that was trained and not decided about, oldest first."""
+    started = time.monotonic()
+    with workspace.database.read() as session:
+        waiting = checkpoints.undecided(session)
+    decisions = [_decide(workspace, challenger, decided_by) for challenger in waiting]
+    details: dict[str, Any] = {"promoted": sum(verdict.promoted for verdict in decisions)}
+    if decisions:
+        details |= {"model_version": waiting[-1].model_version, "reason": decisions[-1].reason}
+        details |= {"statistics": decisions[-1].statistics}
+    return StageReport("promote", len(decisions), 0, time.monotonic() - started, details)
+
+
+def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Verdict:
+    with workspace.database.read() as session:
+        champion = checkpoints.champion(session)
+        validated = bool(truth.current(session, split=Split.VAL))
+    verdict = _judge(workspace, champion, challenger, validated)
+    with workspace.database.write() as session:
+        decision = Decision.PROMOTED if verdict.promoted else Decision.REFUSED
+        checkpoints.decide(
+            session,
+            challenger.id,
+            decision,
+            verdict.reason,
+            decided_by=decided_by,
+            statistics=verdict.statistics,
+        )
+    return verdict
+
+
+def _judge(workspace: Workspace, champion: Checkpoint | None, challenger: Checkpoint, validated: bool) -> Verdict:
+    if not validated:
+        if champion is None:
+            return Verdict(True, "first", {})
+        return Verdict(False, "no validation split: nothing but the first checkpoint is promoted without one", {})
+    new = evaluate_checkpoint(workspace, challenger)[1]
+    if champion is None:
+        return Verdict(True, "first", {"mean_iou": new.metrics.mean_iou})
+    old = evaluate_checkpoint(workspace, champion)[1]
+    return gate(old, new, workspace.settings.promotion, LabelSet.from_dict(challenger.spec["label_set"]))
+
+
+def gate(champion: Evaluation, challenger: Evaluation, rules: PromotionSection, label_set: LabelSet) -> Verdict:
+    """Whether a challenger may replace the champion, both measured on the same images.
+
+    It must be shown not to be worse: the lower end of the paired bootstrap interval of the mIoU difference lies above
+    -tolerance; and no class with enough validation pixels may lose more than class_floor IoU.
+    """
+    interval = paired_bootstrap(
+        champion.per_image, challenger.per_image, samples=BOOTSTRAP_SAMPLES, confidence=rules.confidence, seed=0
+    )
+    statistics: dict[str, Any] = {
+        "champion_mean_iou": champion.metrics.mean_iou,
+        "mean_iou": challenger.metrics.mean_iou,
+        "difference": interval.difference,
+        "low": interval.low,
+        "high": interval.high,
+        "confidence": rules.confidence,
+    }
+    change = f"mIoU {champion.metrics.mean_iou:.3f} -> {challenger.metrics.mean_iou:.3f}"
+    margin = f"{rules.confidence:.0%} interval of the difference {interval.low:+.3f}..{interval.high:+.3f}"
+    fallen = _fallen_classes(champion.metrics, challenger.metrics, rules, label_set)
+    if interval.low <= -rules.tolerance:
+        return Verdict(False, f"{change}: may lose more than {rules.tolerance} ({margin})", statistics)
+    if fallen:
+        return Verdict(False, f"{change}, but {', '.join(fallen)} lost more than {rules.class_floor} IoU", statistics)
+    return Verdict(True, f"{change} ({margin})", statistics)
+
+
+def _fallen_classes(old: Metrics, new: Metrics, rules: PromotionSection, label_set: LabelSet) -> list[str]:
+    pairs = zip(old.by_class(label_set), new.by_class(label_set), strict=True)
+    return [
+        before.name
+        for before, after in pairs
+        if before.iou is not None
+        and after.iou is not None
+        and before.truth_pixels >= rules.floor_min_pixels
+        and before.iou - after.iou > rules.class_floor
+    ]
+
+
+def evaluate_checkpoint(
+    workspace: Workspace, checkpoint: Checkpoint, split: Split = Split.VAL
+) -> tuple[StageReport, Evaluation]:
+    """Measure a checkpoint on the current masks of a split and store the figures in place of older ones.
+
+    mIoU is dataset-level (one confusion matrix over the split, classes present in the truth, void ignored). Raises
+    NotReadyError for a split without annotated images, LabelSetMismatch where the checkpoint knows other classes.
+    """
+    started = time.monotonic()
+    with workspace.database.read() as session:
+        labeled = truth.current(session, split=split)
+    if not labeled:
+        raise NotReadyError(
+            f"the {split.value} split has no annotated images: `activeseg dataset import --split {split.value}`, "
+            "or let the first rounds fill it"
+        )
+    check_labels(workspace, checkpoint)
+    data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
+    device = pick_device(workspace.settings.model.device)
+    segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
+    result = evaluate(
+        segmenter,
+        [LabeledImage(item.image.image_id, partial(workspace.read_labeled, item)) for item in labeled],
+        device=device,
+        precision=workspace.settings.model.precision,
+        batch_size=workspace.settings.scoring.batch_size,
+    )
+    overall = {"mean_iou": result.metrics.mean_iou, "pixel_accuracy": result.metrics.pixel_accuracy}
+    figures = EvaluationFigures(overall, result.metrics.by_class(segmenter.spec.label_set), len(labeled))
+    with workspace.database.write() as session:
+        checkpoints.store_evaluation(session, checkpoint.id, split, figures)
+    details: dict[str, Any] = {"model_version": checkpoint.model_version, "split": split.value, "images": len(labeled)}
+    details |= {name: round(value, 4) for name, value in overall.items()}
+    return StageReport("evaluate", 1, 0, time.monotonic() - started, details), result
+
+
+def check_labels(workspace: Workspace, checkpoint: Checkpoint) -> None:
+    """Raise LabelSetMismatch where a checkpoint's classes are not the configured ones."""
+    theirs, ours = LabelSet.from_dict(checkpoint.spec["label_set"]), workspace.label_set
+    if (theirs.names, theirs.ignore_index) != (ours.names, ours.ignore_index):
+        raise LabelSetMismatch(
+            f"checkpoint {checkpoint.model_version} knows the classes {', '.join(theirs.names)}; "
+            f"the class list has {', '.join(ours.names)}: train a new checkpoint or restore the list"
+        )
+
+
+def promote_by_hand(workspace: Workspace, model_version: str, *, decided_by: str, reason: str) -> StageReport:
+    """Move the champion pointer to a checkpoint a person names; its classes must be the configured ones."""
+    started = time.monotonic()
+    with workspace.database.read() as session:
+        checkpoint = checkpoints.by_version(session, model_version)
+    check_labels(workspace, checkpoint)
+    with workspace.database.write() as session:
+        checkpoints.decide(session, checkpoint.id, Decision.PROMOTED, reason, decided_by=decided_by)
+    return StageReport("promote", 1, 0, time.monotonic() - started, {"model_version": model_version, "reason": reason})
+
+
+def rollback(workspace: Workspace, model_version: str | None, *, decided_by: str, reason: str) -> StageReport:
+    """Move the champion pointer back, to a named checkpoint or to the champion before this one."""
+    started = time.monotonic()
+    with workspace.database.write() as session:
+        if model_version is not None:
+            target = checkpoints.by_version(session, model_version)
+        else:
+            previous = checkpoints.previous_champion(session)
+            if previous is None:
+                raise NotReadyError("there is no champion before this one to go back to")
+            target = previous
+        check_labels(workspace, target)
+        checkpoints.decide(session, target.id, Decision.ROLLED_BACK, reason, decided_by=decided_by)
+    details = {"model_version": target.model_version, "reason": reason}
+    return StageReport("rollback", 1, 0, time.monotonic() - started, details)

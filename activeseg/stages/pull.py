@@ -1,0 +1,146 @@
+"""Label Studio -> annotations: everything people submitted, once, each mask on the image it was drawn on.
+
+What is accepted is decided by `task.data.key` and the image's sha256, never by a task's number or position: a rebuilt
+server starts again at task 1. Predictions, drafts and skipped tasks never become masks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from activeseg.db import labeling, truth
+from activeseg.db.labeling import KnownTask
+from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject, TaskStatus
+from activeseg.errors import DataError
+from activeseg.imaging.masks import encode_mask
+from activeseg.labelstudio.client import LabelStudioClient, TaskStamp
+from activeseg.labelstudio.regions import result_to_mask
+from activeseg.labelstudio.registration import open_project
+from activeseg.records import StageReport
+from activeseg.workspace import Workspace
+
+# Commits on the server are not ordered by updated_at: a change may become visible a little after a later one.
+OVERLAP = timedelta(seconds=10)
+BLOCK = 50
+
+
+def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: bool = False) -> StageReport:
+    """Collect what changed since the last pull; with `full`, compare everything.
+
+    New and edited annotations become rows, skipped ones say so, deleted ones are marked, tasks deleted on the server
+    give their images back to the pool. An annotation that does not fit its image is quarantined with the reason. Commits
+    task by task; the cursor moves after each block. Pulling twice writes nothing new.
+    """
+    started, counts = time.monotonic(), Counter[str]()
+    project = open_project(workspace, client)
+    since = None if full or project.pulled_until is None else project.pulled_until - OVERLAP
+    stamps = client.changed_tasks(project.external_project_id, since)
+    for start in range(0, len(stamps), BLOCK):
+        _pull_block(workspace, client, project, stamps[start : start + BLOCK], counts)
+    counts["tasks deleted"] = _notice_deleted_tasks(workspace, client, project)
+    written = sum(counts[name] for name in ("valid", "skipped", "deleted", "tasks deleted"))
+    details = {name: count for name, count in counts.items() if count and name != "known"}
+    return StageReport("pull", written, counts["quarantined"], time.monotonic() - started, details)
+
+
+def _pull_block(
+    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, block: list[TaskStamp], counts: Counter[str]
+) -> None:
+    exported = client.export_tasks(project.external_project_id, [stamp.id for stamp in block])
+    with workspace.database.read() as session:
+        keys = [str(task["data"].get("key", "")) for task in exported]
+        known = labeling.known_tasks(session, project.id, keys)
+    kept: set[int] = set()
+    for task in exported:
+        ours = known.get(str(task["data"].get("key", "")))
+        if ours is None or task["data"].get("sha256") != ours.image.sha256:
+            counts["foreign"] += 1
+            continue
+        kept.update(int(item["id"]) for item in task["annotations"])
+        _pull_task(workspace, project, ours, task, counts)
+    with workspace.database.write() as session:
+        counts["deleted"] += truth.mark_deleted(session, project.id, [stamp.id for stamp in block], kept)
+        labeling.move_cursor(session, project.id, block[-1].updated_at)
+
+
+def _pull_task(
+    workspace: Workspace, project: LabelingProject, ours: KnownTask, task: Mapping[str, Any], counts: Counter[str]
+) -> None:
+    with workspace.database.write() as session:
+        # The answer to sending it may have been lost: that it has annotations proves that it is there.
+        labeling.mark_pushed(session, project.id, {ours.task.key: int(task["id"])})
+        for item in sorted(task["annotations"], key=lambda item: str(item["updated_at"])):
+            counts[_record(workspace, session, project, ours, int(task["id"]), item)] += 1
+
+
+def _record(
+    workspace: Workspace,
+    session: Session,
+    project: LabelingProject,
+    ours: KnownTask,
+    task_id: int,
+    item: Mapping[str, Any],
+) -> str:
+    """Write one version of an annotation; returns what became of it."""
+    updated_at = datetime.fromisoformat(item["updated_at"]).astimezone(UTC)
+    if truth.known_version(session, project.id, int(item["id"]), updated_at):
+        return "known"
+    row = Annotation(
+        image_id=ours.image.image_id,
+        query_id=ours.task.query_id,
+        source=AnnotationSource.LABELSTUDIO,
+        status=AnnotationStatus.SKIPPED,
+        label_set_id=project.label_set_id,
+        labeling_project_id=project.id,
+        external_task_id=task_id,
+        external_annotation_id=int(item["id"]),
+        external_updated_at=updated_at,
+        annotator=_annotator(item.get("completed_by")),
+        lead_time=item.get("lead_time"),
+    )
+    if not item.get("was_cancelled"):
+        _attach_mask(workspace, ours, item, row)
+    truth.record(session, row)
+    return row.status.value
+
+
+def _attach_mask(workspace: Workspace, ours: KnownTask, item: Mapping[str, Any], row: Annotation) -> None:
+    try:
+        drawn = result_to_mask(item["result"], workspace.label_set, width=ours.width, height=ours.height)
+        workspace.label_set.check_mask(drawn.mask)
+    except DataError as error:
+        row.status, row.reason = AnnotationStatus.QUARANTINED, str(error)[:500]
+        return
+    stored = workspace.artifacts.put(encode_mask(drawn.mask), "mask", ".png")
+    row.status, row.mask_location, row.mask_sha256 = AnnotationStatus.VALID, stored.location, stored.sha256
+    if ours.prediction_location:
+        row.changed_share = float(np.mean(workspace.read_mask(ours.prediction_location) != drawn.mask))
+
+
+def _annotator(completed_by: Any) -> str | None:
+    """Who submitted it: Label Studio gives a number or, with some exports, an object."""
+    if isinstance(completed_by, Mapping):
+        completed_by = completed_by.get("email") or completed_by.get("id")
+    return None if completed_by is None else str(completed_by)[:255]
+
+
+def _notice_deleted_tasks(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> int:
+    with workspace.database.read() as session:
+        ours = labeling.pushed_task_ids(session, project.id)
+    if not ours:
+        return 0
+    there = set(client.task_ids(project.external_project_id))
+    gone = [task for number, task in ours.items() if number not in there]
+    with workspace.database.write() as session:
+        for task in gone:
+            if task.status == TaskStatus.PUSHED:
+                truth.mark_deleted(session, project.id, [task.external_task_id or 0], set())
+                labeling.mark_task_deleted(session, task)
+    return len(gone)

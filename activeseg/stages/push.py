@@ -1,0 +1,311 @@
+"""queries -> predictions and Label Studio tasks: every task once, whatever happens on the way.
+
+    settle     calls whose end nobody knows (killed, answer lost): look their tasks up by key
+    predict    masks and entropy maps by the champion; stored, so that a repeated push shows the same
+    plan       a tasks row with its deterministic key for every query
+    upload     image and entropy map; the addresses are committed, so that a killed push does not upload again
+    send       journal row, one import request, journal row closed and task ids recorded
+
+A request that creates tasks is never sent twice for the same key unless a look-up by key came back empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from activeseg.core.masks import despeckle
+from activeseg.db import images, labeling, rounds, scores
+from activeseg.db.models import (
+    Checkpoint,
+    JournalState,
+    LabelingProject,
+    Prediction,
+    Query,
+    QueryStatus,
+    Round,
+    RoundStatus,
+    ScoringConfig,
+    Task,
+    TaskStatus,
+)
+from activeseg.errors import LabelStudioDoubt, NotReadyError
+from activeseg.explain.heatmap import heatmap
+from activeseg.imaging.masks import encode_mask
+from activeseg.imaging.thumbnails import encode_png
+from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.labelstudio.labeling import MaskKind
+from activeseg.labelstudio.regions import mask_to_result
+from activeseg.labelstudio.registration import open_project
+from activeseg.labelstudio.tasks import batches, task_payload
+from activeseg.nn.checkpoint import load_checkpoint
+from activeseg.nn.device import pick_device
+from activeseg.nn.infer import Prediction as Predicted
+from activeseg.nn.infer import predict_masks
+from activeseg.records import ImageRef, StageReport
+from activeseg.workspace import Workspace
+
+UPLOAD_GROUP = 16
+TAB_TITLE = "activeseg: most useful first"
+
+Progress = Callable[[int, int], None]
+"""Called with (tasks sent, tasks planned)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What one task shows: its rows, its image and the classes in doubt."""
+
+    task: Task
+    query: Query
+    image: ImageRef
+    prediction: Prediction | None
+    doubtful: tuple[str, ...]
+
+
+def confidence_of_order(shown_order: int, size: int) -> float:
+    """Label Studio's prediction score (confidence, lowest served first) of a place in the shown order, in 0..1.
+
+    Our scores are uncertainty, highest first: this is the one place where the direction turns. It tells the place in
+    the shown order and nothing of the score, so that control images cannot be recognised.
+    """
+    return (shown_order + 0.5) / max(size, 1)
+
+
+def predict_round(workspace: Workspace, round_id: int) -> StageReport:
+    """Draw and store the masks and entropy maps of a round's waiting queries; those that exist are kept.
+
+    A bootstrap round has none. Images that cannot be read any more are quarantined and their queries withdrawn.
+    """
+    started = time.monotonic()
+    with workspace.database.read() as session:
+        checkpoint = _checkpoint_of(session.get_one(Round, round_id), session)
+        waiting = [ref for _, ref in rounds.queries(session, round_id, QueryStatus.SELECTED)]
+        known = set()
+        if checkpoint is not None:
+            known = set(labeling.predictions_of(session, _source(checkpoint), [ref.image_id for ref in waiting]))
+    if checkpoint is None:
+        return StageReport("predict", seconds=time.monotonic() - started)
+    work = [ref for ref in waiting if ref.image_id not in known]
+    failures: dict[int, str] = {}
+    if work:
+        failures = _predict(workspace, checkpoint, work)
+    with workspace.database.write() as session:
+        images.quarantine(session, failures)
+    return StageReport("predict", len(work) - len(failures), len(failures), time.monotonic() - started)
+
+
+def _checkpoint_of(row: Round, session: Any) -> Checkpoint | None:
+    if row.scoring_config_id is None:
+        return None
+    config = session.get_one(ScoringConfig, row.scoring_config_id)
+    found: Checkpoint = session.get_one(Checkpoint, config.checkpoint_id)
+    return found
+
+
+def _source(checkpoint: Checkpoint) -> str:
+    return f"checkpoint:{checkpoint.model_version}"
+
+
+def _predict(workspace: Workspace, checkpoint: Checkpoint, work: Sequence[ImageRef]) -> dict[int, str]:
+    device = pick_device(workspace.settings.model.device)
+    data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
+    segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
+    upper = float(np.log(segmenter.spec.label_set.num_classes))
+    failures: dict[int, str] = {}
+    stream = predict_masks(segmenter, work, workspace.read_image, device=device, precision=workspace.settings.model.precision)
+    for item in stream:
+        if isinstance(item, Predicted):
+            _store_prediction(workspace, checkpoint, item, upper)
+        else:
+            failures[item.image_id] = item.reason
+    return failures
+
+
+def _store_prediction(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float) -> None:
+    mask = despeckle(item.mask, workspace.settings.labelstudio.min_region_pixels)
+    stored = workspace.artifacts.put(encode_mask(mask), "mask", ".png")
+    picture = workspace.artifacts.put(encode_png(np.asarray(heatmap(item.entropy, upper=upper))), "picture", ".png")
+    with workspace.database.write() as session:
+        labeling.store_prediction(
+            session,
+            Prediction(
+                image_id=item.image_id,
+                source=_source(checkpoint),
+                checkpoint_id=checkpoint.id,
+                mask_location=stored.location,
+                mask_sha256=stored.sha256,
+                entropy_location=picture.location,
+            ),
+        )
+
+
+def push_round(
+    workspace: Workspace, round_id: int, client: LabelStudioClient, *, on_progress: Progress | None = None
+) -> StageReport:
+    """Give every waiting query of a round its task. Run again after a kill or a doubt, it sends only what is missing.
+
+    Call `predict_round` first. Raises LabelStudioDoubt where an answer was lost and the look-up could not settle it:
+    the round stays as it is and the next run goes on.
+    """
+    started = time.monotonic()
+    project = open_project(workspace, client)
+    settled = settle(workspace, client, project)
+    shown = _plan(workspace, project, round_id)
+    _upload(workspace, client, project, shown)
+    sent = _send(workspace, client, project, shown, on_progress)
+    with workspace.database.write() as session:
+        rounds.finish_pushing(session, round_id)
+        checkpoint = _checkpoint_of(session.get_one(Round, round_id), session)
+    if checkpoint is not None:
+        client.set_model_version(project.external_project_id, checkpoint.model_version)
+    client.ensure_tab(project.external_project_id, TAB_TITLE, ["tasks:data.order"])
+    details = {"settled": settled, "project": project.external_project_id}
+    return StageReport("push", sent + settled, 0, time.monotonic() - started, details)
+
+
+def settle(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> int:
+    """Look up what became of calls nobody knows the end of; returns how many tasks were found and recorded.
+
+    A key with more than one task (a paused or cut-off sender) keeps the first one; others nobody has touched are
+    removed, and annotations on the rest are collected by pull under the same query.
+    """
+    with workspace.database.read() as session:
+        open_calls = labeling.unsettled(session, project.id)
+    found_tasks = 0
+    for call in open_calls:
+        found = client.find_tasks(project.external_project_id, call.keys)
+        surplus = [number for numbers in found.values() for number in numbers[1:]]
+        if surplus:
+            untouched = set(client.untouched_tasks(project.external_project_id))
+            client.delete_tasks(project.external_project_id, [number for number in surplus if number in untouched])
+        with workspace.database.write() as session:
+            first = {key: numbers[0] for key, numbers in found.items()}
+            found_tasks += labeling.mark_pushed(session, project.id, first)
+            note = f"{len(found)} of {len(call.keys)} tasks were there, {len(surplus)} surplus"
+            labeling.journal(session, call.id, JournalState.SETTLED, note)
+    return found_tasks
+
+
+def task_key(project: LabelingProject, round_number: int, image_sha256: str) -> str:
+    """The key of an image's task in a round: the same whenever it is computed, and telling nothing."""
+    text = f"{project.instance_key}/{project.external_project_id}/{round_number}/{image_sha256}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _plan(workspace: Workspace, project: LabelingProject, round_id: int) -> list[_Shown]:
+    """Tasks still to be sent, in shown order, each with what it shows; inserts the missing rows."""
+    with workspace.database.write() as session:
+        row = session.get_one(Round, round_id)
+        if row.status != RoundStatus.SELECTED:
+            return []
+        checkpoint = _checkpoint_of(row, session)
+        waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
+        predictions = {}
+        if checkpoint is not None:
+            predictions = labeling.predictions_of(session, _source(checkpoint), [ref.image_id for _, ref in waiting])
+        shown = []
+        for query, ref in waiting:
+            prediction = predictions.get(ref.image_id)
+            task = Task(
+                labeling_project_id=project.id,
+                query_id=query.id,
+                prediction_id=prediction.id if prediction else None,
+                key=task_key(project, row.number, ref.sha256),
+                status=TaskStatus.PLANNED,
+            )
+            doubtful = _doubtful(workspace, session, row, ref)
+            shown.append(_Shown(labeling.plan_task(session, task), query, ref, prediction, doubtful))
+    return [item for item in shown if item.task.status == TaskStatus.PLANNED]
+
+
+def _doubtful(workspace: Workspace, session: Any, row: Round, ref: ImageRef) -> tuple[str, ...]:
+    if row.scoring_config_id is None:
+        return ()
+    indices = scores.doubtful_classes(session, row.scoring_config_id, ref.image_id)
+    return tuple(workspace.label_set.names[index] for index in indices)
+
+
+def _upload(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, shown: list[_Shown]) -> None:
+    missing = [item for item in shown if item.task.image_url is None]
+    for start in range(0, len(missing), UPLOAD_GROUP):
+        group = missing[start : start + UPLOAD_GROUP]
+        files = [(f"{PurePosixPath(item.image.uri).stem}.png", _browser_png(workspace, item.image)) for item in group]
+        with_map = [item for item in group if item.prediction and item.prediction.entropy_location]
+        files += [("entropy.png", _entropy_png(workspace, item)) for item in with_map]
+        urls = client.upload_files(project.external_project_id, files)
+        with workspace.database.write() as session:
+            for item, url in zip(group, urls, strict=False):
+                item.task.image_url = url
+                session.merge(item.task)
+            for item, url in zip(with_map, urls[len(group) :], strict=True):
+                item.task.entropy_url = url
+                session.merge(item.task)
+
+
+def _browser_png(workspace: Workspace, ref: ImageRef) -> bytes:
+    """The image as the network saw it (upright, 8 bit RGB), so that masks fit whatever the browser would have done."""
+    return encode_png(workspace.read_image(ref))
+
+
+def _entropy_png(workspace: Workspace, item: _Shown) -> bytes:
+    if item.prediction is None or item.prediction.entropy_location is None:
+        raise NotReadyError(f"image {item.image.image_id} has no entropy map")
+    return workspace.artifacts.read(item.prediction.entropy_location)
+
+
+def _send(
+    workspace: Workspace,
+    client: LabelStudioClient,
+    project: LabelingProject,
+    shown: list[_Shown],
+    on_progress: Progress | None,
+) -> int:
+    with workspace.database.read() as session:
+        before = labeling.count_tasks(session, project.id, [item.task.id for item in shown])
+    payloads = (_payload(workspace, project, item, before, len(shown)) for item in shown)
+    sent = 0
+    for batch in batches(payloads, max_bytes=int(workspace.settings.labelstudio.batch_mb * 1e6)):
+        keys = [task["data"]["key"] for task in batch]
+        with workspace.database.write() as session:
+            call = labeling.intend(session, project.id, keys)
+        try:
+            numbers = client.import_tasks(project.external_project_id, batch)
+        except LabelStudioDoubt as doubt:
+            with workspace.database.write() as session:
+                labeling.journal(session, call, JournalState.DOUBT, str(doubt))
+            raise
+        with workspace.database.write() as session:
+            labeling.mark_pushed(session, project.id, dict(zip(keys, numbers, strict=True)))
+            labeling.journal(session, call, JournalState.DONE)
+        sent += len(batch)
+        if on_progress:
+            on_progress(sent, len(shown))
+    return sent
+
+
+def _payload(workspace: Workspace, project: LabelingProject, item: _Shown, before: int, size: int) -> dict[str, Any]:
+    if item.task.image_url is None:
+        raise NotReadyError(f"image {item.image.image_id} was not uploaded")
+    order = before + item.query.shown_order
+    if item.prediction is None:
+        return task_payload(item.task.key, item.task.image_url, order=order, sha256=item.image.sha256)
+    mask = workspace.read_mask(item.prediction.mask_location, item.prediction.mask_sha256)
+    kind: MaskKind = "bitmask" if project.mask_kind == "bitmask" else "brush"
+    return task_payload(
+        item.task.key,
+        item.task.image_url,
+        item.task.entropy_url,
+        order=order,
+        sha256=item.image.sha256,
+        doubtful=item.doubtful,
+        result=mask_to_result(mask, workspace.label_set, kind=kind),
+        score=confidence_of_order(item.query.shown_order, size),
+        model_version=item.prediction.source.removeprefix("checkpoint:"),
+    )

@@ -1,0 +1,97 @@
+"""What every stage is handed: settings, database, artifacts and label set, opened once and closed by the caller."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from activeseg.config import Settings
+from activeseg.core.labels import LabelSet, parse_classes
+from activeseg.db.database import Database
+from activeseg.db.truth import AnnotatedImage
+from activeseg.errors import ConfigError, ImageError
+from activeseg.imaging.decode import decode_image
+from activeseg.imaging.masks import decode_mask
+from activeseg.records import ImageRef, InputPolicy
+from activeseg.storage.artifacts import ArtifactStore
+from activeseg.storage.sources import ImageSource, open_source
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings and what they point at. Nothing is opened before it is used."""
+
+    settings: Settings
+    database: Database
+
+    @cached_property
+    def artifacts(self) -> ArtifactStore:
+        """Masks, checkpoints, weights and pictures."""
+        return ArtifactStore(self.settings.path(self.settings.artifacts.dir))
+
+    @cached_property
+    def label_set(self) -> LabelSet:
+        """The configured classes. Raises ConfigError where the file is missing or wrong."""
+        file = self.settings.path(self.settings.labels.file)
+        try:
+            return parse_classes(file.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise ConfigError(f"class list {file} cannot be read: {error.strerror}; set [labels] file") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"class list {file} is not UTF-8 text") from error
+
+    @property
+    def input_policy(self) -> InputPolicy:
+        """How new checkpoints see pixels."""
+        model = self.settings.model
+        return InputPolicy(model.short_side, model.mean, model.std)
+
+    @cached_property
+    def pool_source(self) -> ImageSource:
+        """The place the unlabelled images come from. Raises ConfigError where it is not there."""
+        return open_source(self.settings.images_uri)
+
+    def _source_of(self, uri: str) -> ImageSource:
+        # Imported datasets lie outside the pool; their folder is opened for the one file.
+        inside = uri.startswith(self.settings.images_uri.rstrip("/") + "/")
+        return self.pool_source if inside else open_source(uri.rsplit("/", 1)[0] or "/")
+
+    def read_bytes(self, ref: ImageRef) -> bytes:
+        """The bytes of an image, proven to be those that were registered.
+
+        Raises ImageError where the file is gone or its content changed since the pool was synchronised.
+        """
+        data = self._source_of(ref.uri).read(ref.uri)
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise ImageError("the file changed since it was registered: run `activeseg pool sync`")
+        return data
+
+    def read_image(self, ref: ImageRef) -> npt.NDArray[np.uint8]:
+        """Pixels (H, W, 3) uint8, upright. Raises ImageError."""
+        return decode_image(self.read_bytes(ref), max_pixels=self.settings.pool.max_pixels)
+
+    def read_mask(self, location: str, sha256: str | None = None) -> npt.NDArray[np.uint8]:
+        """A stored index mask (H, W) uint8. Raises MaskError where it is missing or altered."""
+        return decode_mask(self.artifacts.read(location, sha256=sha256))
+
+    def read_labeled(self, item: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Pixels and the mask that counts."""
+        return self.read_image(item.image), self.read_mask(item.mask_location, item.mask_sha256)
+
+
+@contextmanager
+def open_workspace(settings: Settings, *, check_schema: bool = True) -> Iterator[Workspace]:
+    """A workspace whose database is at the right schema (SchemaError otherwise) and is closed at the end."""
+    database = Database(settings.database_url)
+    try:
+        if check_schema:
+            database.require_schema()
+        yield Workspace(settings, database)
+    finally:
+        database.close()
