@@ -313,6 +313,6 @@ def toml_value(value: Any) -> str:
         return '""  (unset)'
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return repr(value) if isinstance(value, int | float) else json.dumps(str(value), ensure_ascii=False)

@@ -88,7 +88,8 @@ class LabelSet:
 
     def check_mask(self, mask: npt.NDArray[np.uint8]) -> None:
         """Raise MaskError where a value is neither a class index nor UNLABELED."""
-        values = np.unique(mask)
+        # bincount does not sort: on 12 megapixels that is most of the time.
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         unknown = [int(v) for v in values if v != UNLABELED and v >= len(self.names)]
         if unknown:
             raise MaskError(

@@ -1,0 +1,1 @@
+"""Where bytes live: image sources (local folders, object stores) and the artifact store. Knows nothing of pixels."""

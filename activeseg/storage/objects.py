@@ -1,0 +1,100 @@
+"""Images in an object store: s3://, gs:// or az://, through obstore (the extra `activeseg[s3]`).
+
+Credentials, region and endpoint come from the environment variables of the store (AWS_ACCESS_KEY_ID, AWS_REGION,
+AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME, ...), never from the configuration file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from activeseg.errors import ConfigError, ImageError
+from activeseg.storage.files import SourceFile, is_listed
+
+SCHEMES = ("s3", "gs", "az")
+
+
+class Bucket(Protocol):
+    """The two calls an object store must answer. Keys are relative to the URL the bucket was opened with."""
+
+    def list(self) -> Iterator[tuple[str, int]]:
+        """Key and size in bytes of every object, in any order."""
+
+    def get(self, key: str) -> bytes:
+        """The bytes of an object. Raises FileNotFoundError where there is none, OSError where the store fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSource:
+    """The images below `url` ('s3://bucket/prefix', no slash at the end). A file's URI is `url`/key."""
+
+    url: str
+    bucket: Bucket
+
+    def files(self) -> Iterator[SourceFile]:
+        """Images sorted by key. Raises ConfigError where the store does not answer."""
+        try:
+            objects = sorted((key, size) for key, size in self.bucket.list() if is_listed(key))
+        except OSError as error:
+            raise self._unreachable(error) from error
+        for key, size in objects:
+            yield SourceFile(f"{self.url}/{key}", size)
+
+    def read(self, uri: str) -> bytes:
+        """Bytes of a listed object; ImageError where it is gone, ConfigError where the store does not answer."""
+        key = uri.removeprefix(f"{self.url}/")
+        if key == uri:
+            raise ImageError(f"{uri} is not inside {self.url}")
+        try:
+            return self.bucket.get(key)
+        except FileNotFoundError as error:
+            raise ImageError(f"{uri} is gone; run `activeseg pool sync`") from error
+        except OSError as error:
+            # A store that is down says nothing about this image: quarantining it would empty the pool.
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"cannot read {self.url}: {error}; check name, network, region and credentials")
+
+
+class ObstoreBucket:
+    """`Bucket` by obstore; `options` go to `obstore.store.from_url`."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._obstore = _import_obstore(url)
+        try:
+            self._store = importlib.import_module("obstore.store").from_url(url, **options)
+        except Exception as error:  # obstore raises its own and plain ValueErrors for a bad URL or option
+            raise ConfigError(f"cannot open {url}: {_one_line(error)}") from error
+
+    def list(self) -> Iterator[tuple[str, int]]:
+        """Key and size in bytes of every object."""
+        try:
+            for batch in self._obstore.list(self._store):
+                yield from ((entry["path"], entry["size"]) for entry in batch)
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(_one_line(error)) from error
+
+    def get(self, key: str) -> bytes:
+        """The bytes of an object."""
+        try:
+            return bytes(self._obstore.get(self._store, key).bytes())
+        except FileNotFoundError:
+            raise
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(_one_line(error)) from error
+
+
+def _import_obstore(url: str) -> Any:
+    try:
+        return importlib.import_module("obstore")
+    except ImportError as error:
+        raise ConfigError(f"{url} needs the extra for object stores: pip install 'activeseg[s3]'") from error
+
+
+def _one_line(error: Exception) -> str:
+    """obstore's messages carry a Rust debug dump after the first line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

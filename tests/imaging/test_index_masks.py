@@ -1,0 +1,104 @@
+"""An index mask keeps its indices through PNG, and what is not an index mask is refused with advice."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from activeseg.errors import MaskError
+from activeseg.imaging.masks import decode_mask, encode_mask
+from tests.imaging.corpus import encode, exif, png, scene, stored_for
+
+CAMVID = Path(os.environ.get("CAMVID", Path(__file__).parents[3] / "shared" / "camvid"))
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (31, 45)).astype(np.uint8)
+
+
+def test_a_mask_comes_back_as_it_went(mask: np.ndarray) -> None:
+    decoded = decode_mask(encode_mask(mask))
+    np.testing.assert_array_equal(decoded, mask)
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.writeable
+
+
+def test_equal_masks_give_equal_bytes_of_a_grey_png(mask: np.ndarray) -> None:
+    data = encode_mask(mask)
+    assert encode_mask(np.asfortranarray(mask)) == data
+    assert (data[24], data[25]) == (8, 0)
+    assert len(encode_mask(np.zeros((360, 480), np.uint8))) < 1000
+
+
+def test_a_palette_mask_gives_the_index_never_the_colour(mask: np.ndarray) -> None:
+    picture = Image.fromarray(mask)
+    picture.putpalette(np.random.default_rng(1).bytes(768))
+    assert picture.mode == "P"
+    stream = BytesIO()
+    picture.save(stream, "PNG")
+    np.testing.assert_array_equal(decode_mask(stream.getvalue()), mask)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("color_type", [0, 3])
+def test_masks_of_few_bits_give_their_indices(depth: int, color_type: int) -> None:
+    values = np.random.default_rng(depth).integers(0, 2**depth, (5, 16)).astype(np.uint8)
+    bits = np.unpackbits(values[..., None], axis=2)[..., 8 - depth :].reshape(5, -1)
+    chunks = {"PLTE": bytes(range(3 * 2**depth))} if color_type == 3 else {}
+    data = png(16, 5, depth, color_type, [np.packbits(row).tobytes() for row in bits], **chunks)
+    np.testing.assert_array_equal(decode_mask(data), values)
+
+
+def test_a_rotated_mask_turns_with_its_image(mask: np.ndarray) -> None:
+    np.testing.assert_array_equal(decode_mask(encode(stored_for(mask, 6), "PNG", exif=exif(6))), mask)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (encode(scene(), "PNG"), "RGB picture"),
+        (encode(np.dstack([scene(), scene()[..., :1]]), "PNG"), "alpha"),
+        (encode(scene()[..., :2].copy(), "PNG"), "alpha"),
+        (encode(scene()[..., 0].astype(np.uint16), "PNG"), "16 bits"),
+        (png(2, 1, 8, 3, [b"\0\1"], PLTE=bytes(6), tRNS=b"\0"), "transparent"),
+        (encode(scene()[..., 0], "JPEG"), "JPEG file"),
+        (b"not a picture", "not an image file"),
+        (b"", "not an image file"),
+    ],
+)
+def test_what_is_not_an_index_mask_is_refused_with_advice(data: bytes, problem: str) -> None:
+    with pytest.raises(MaskError, match=f"{problem}.*save it as an 8-bit greyscale or palette PNG"):
+        decode_mask(data)
+
+
+def test_a_cut_or_huge_mask_is_refused(mask: np.ndarray) -> None:
+    data = encode_mask(mask)
+    for end in range(9, len(data) - 20, 50):
+        with pytest.raises(MaskError):
+            decode_mask(data[:end])
+    with pytest.raises(MaskError, match="60000x60000"):
+        decode_mask(png(60000, 60000, 8, 0, []))
+    with pytest.raises(MaskError, match="45x31"):
+        decode_mask(data, max_pixels=1000)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2), np.int64), np.zeros((2, 2, 3), np.uint8), np.zeros((0, 2), np.uint8)])
+def test_only_masks_are_encoded(array: np.ndarray) -> None:
+    with pytest.raises(MaskError, match="uint8"):
+        encode_mask(array)
+
+
+def test_masks_of_real_street_scenes_are_read() -> None:
+    files = sorted((CAMVID / "val" / "masks").glob("*.png"))[:5]
+    if not files:
+        pytest.skip(f"no street scenes at {CAMVID}: set CAMVID")
+    for file in files:
+        mask = decode_mask(file.read_bytes())
+        assert mask.shape == (360, 480)
+        assert mask.max() <= 11
