@@ -14,19 +14,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from activeseg.errors import ConfigError
 
 CONFIG_FILE = "activeseg.toml"
+ENV_PREFIX = "ACTIVESEG_"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Triple = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0)]
+Pixels = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
     """One table of the TOML file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, data: Any) -> Any:
+        # TOML has no null, nor have environment variables: an empty text unsets a key that may be unset.
+        if not isinstance(data, dict):
+            return data
+        unset = {key for key, field in cls.model_fields.items() if field.default is None and data.get(key) == ""}
+        return {key: None if key in unset else value for key, value in data.items()}
 
 
 class DatabaseSection(Section):
@@ -66,8 +77,12 @@ class ModelSection(Section):
     width: float = Field(1.0, gt=0, le=4, description="channel multiplier of the encoder (fcn_mobilenet_v2 only)")
     decoder_stride: Literal[8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
     short_side: int | None = Field(None, ge=32, le=8192, description="resize the shorter side to this; unset keeps the size")
-    mean: Triple = Field((0.485, 0.456, 0.406), description="input mean on the 0..1 scale; 0.5 0.5 0.5 is x/127.5-1")
-    std: Triple = Field((0.229, 0.224, 0.225), description="input standard deviation on the 0..1 scale")
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="input mean on the 0..1 scale; 0.5 0.5 0.5 is x/127.5-1"
+    )
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="input standard deviation on the 0..1 scale"
+    )
     weights: str | None = Field(None, description="sha256 (or its start) of weights imported by `activeseg weights import`")
     pretrained: bool = Field(False, description="start from torchvision's published weights (needs the network once)")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -81,8 +96,8 @@ class TrainingSection(Section):
 
     steps: int = Field(600, gt=0, description="optimiser steps, whatever the number of images")
     batch_size: int = Field(8, gt=0, description="crops per step")
-    crop: tuple[int, int] = Field((240, 320), description="height and width of the training crops")
-    scale: tuple[float, float] = Field((0.75, 1.5), description="range of the random resize before cropping")
+    crop: tuple[Pixels, Pixels] = Field((240, 320), description="height and width of the training crops")
+    scale: tuple[Positive, Positive] = Field((0.75, 1.5), description="range of the random resize before cropping")
     learning_rate: float = Field(0.01, gt=0, description="of the encoder")
     head_lr_factor: float = Field(5.0, gt=0, description="the score layers learn this many times faster")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD with Nesterov")
@@ -94,6 +109,13 @@ class TrainingSection(Section):
     min_train: int = Field(8, gt=0, description="no training below this many annotated training images")
     retrain_after: int = Field(10, gt=0, description="retrain when this many new annotations came in")
     retrain_days: float = Field(7.0, gt=0, description="or after this many days, if there is anything new")
+
+    @field_validator("scale")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("expected the smaller factor first")
+        return value
 
 
 class ScoringSection(Section):
@@ -151,7 +173,7 @@ class ScheduleSection(Section):
 
         try:
             ZoneInfo(value)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OSError) as error:
             raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
         return value
 
@@ -169,7 +191,12 @@ class Settings(BaseSettings):
     """All settings. Build with `load_settings`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ACTIVESEG_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=False
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+        hide_input_in_errors=True,
     )
 
     root: Path = Field(Path("."), description="folder relative paths start from", exclude=True)
@@ -245,20 +272,34 @@ def load_settings(path: Path | None = None) -> Settings:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     _refuse_secrets(data, file)
+    _refuse_root(data, file)
     try:
         return Settings(root=file.resolve().parent, **data)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first_problem(error)}") from error
+        raise ConfigError(_first_problem(error, file)) from error
+    except SettingsError as error:
+        raise ConfigError(f"{error}: write lists in {ENV_PREFIX}* variables as JSON, such as [240, 320]") from error
 
 
 def read_secret(file: Path) -> SecretStr:
-    """The stripped content of a secret file. Raises ConfigError where others may read it."""
+    """The stripped content of a secret file. Raises ConfigError where others may read it or there is nothing in it."""
     if not file.is_file():
         raise ConfigError(f"secret file {file} does not exist")
     if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"secret file {file} can be read by others: chmod 600 {file}")
-    return SecretStr(file.read_text(encoding="utf-8").strip())
+    try:
+        secret = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        # Not chained: the error's text would show the bytes.
+        raise ConfigError(f"secret file {file} is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"secret file {file} cannot be read: {error.strerror}") from error
+    if not secret:
+        raise ConfigError(f"secret file {file} is empty")
+    return SecretStr(secret)
 
 
 def write_secret(file: Path, value: str) -> None:
@@ -271,18 +312,35 @@ def write_secret(file: Path, value: str) -> None:
 
 def _refuse_secrets(data: dict[str, Any], file: Path) -> None:
     for section in ("labelstudio", "serve"):
-        if "token" in data.get(section, {}):
+        table = data.get(section)
+        if isinstance(table, dict) and "token" in table:
             raise ConfigError(f"{file}: [{section}] token does not belong in this file; use token_file or the environment")
 
 
-def _first_problem(error: ValidationError) -> str:
+def _refuse_root(data: dict[str, Any], file: Path) -> None:
+    """`root` is the file's folder and no key; a variable of an unknown section would pass unseen."""
+    if "root" in data:
+        raise ConfigError(f"{file}: unknown key root; see docs/configuration.md for the known ones")
+    for name in os.environ:
+        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        known = section != "ROOT" and (not nested or section.lower() in Settings.model_fields)
+        if name.upper().startswith(ENV_PREFIX) and not known:
+            raise ConfigError(f"unknown setting in the environment: {name}; see docs/configuration.md for the known ones")
+
+
+def _first_problem(error: ValidationError, file: Path) -> str:
     problem = error.errors()[0]
-    *section, key = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
-    where = f"[{'.'.join(section)}] {key}" if section else key
+    section, *keys = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
+    where = f"[{section}] {'.'.join(keys)}" if keys else section
+    variable = "__".join([f"{ENV_PREFIX}{section}", *keys[:1]]).upper()
+    source = variable if variable in map(str.upper, os.environ) else str(file)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where}; see docs/configuration.md for the known ones"
-    came = "" if isinstance(problem.get("input"), dict) else f" (got {problem.get('input')!r})"
-    return f"{where}: {problem['msg']}{came}"
+        return f"{source}: unknown key {where}; see docs/configuration.md for the known ones"
+    # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
+    shown = keys and keys[0] != "token" and not isinstance(problem.get("input"), dict)
+    came = f" (got {problem.get('input')!r})" if shown else ""
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {where}{': ' if where else ''}{message}{came}"
 
 
 def commented_toml(*, images: str, classes: str) -> str:
@@ -303,16 +361,22 @@ def commented_toml(*, images: str, classes: str) -> str:
             lines.append(f"# {field.description}")
             value = given.get((name, key), field.default)
             prefix = "" if (name, key) in given else "# "
-            lines.append(f"{prefix}{key} = {toml_value(value)}")
+            note = "  # unset" if value is None else ""
+            lines.append(f"{prefix}{key} = {toml_value(value)}{note}")
     return "\n".join(lines) + "\n"
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML text; None, which TOML lacks, as an empty string with a note."""
+    """A value as TOML text; None, which TOML lacks, as the empty text that `Section` takes for unset."""
     if value is None:
-        return '""  (unset)'
+        return '""'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    return repr(value) if isinstance(value, int | float) else json.dumps(str(value), ensure_ascii=False)
+    return repr(value) if isinstance(value, int | float) else _toml_text(str(value))
+
+
+def _toml_text(value: str) -> str:
+    # A TOML basic string is a JSON string, but for DEL, which JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -63,18 +63,19 @@ def all_checkpoints(session: Session) -> list[Checkpoint]:
 
 
 def previous_champion(session: Session) -> Checkpoint | None:
-    """Where a rollback without argument leads: the champion before the current one."""
-    current = champion(session)
-    if current is None:
-        return None
-    statement = (
-        sa.select(Checkpoint)
-        .join(Promotion, Promotion.checkpoint_id == Checkpoint.id)
-        .where(Promotion.decision == Decision.PROMOTED, Checkpoint.id < current.id)
-        .order_by(Promotion.id.desc())
-        .limit(1)
-    )
-    return session.scalar(statement)
+    """Where a rollback without argument leads: the champion before the current one.
+
+    A rollback takes back the promotions after its target, so a second one leads one further back, not forth again.
+    """
+    statement = sa.select(Promotion.checkpoint_id, Promotion.decision).where(Promotion.decision != Decision.REFUSED)
+    line: list[int] = []
+    for checkpoint_id, decision in session.execute(statement.order_by(Promotion.id)):
+        if decision == Decision.ROLLED_BACK and checkpoint_id in line:
+            while line[-1] != checkpoint_id:
+                line.pop()
+        elif line[-1:] != [checkpoint_id]:
+            line.append(checkpoint_id)
+    return session.get_one(Checkpoint, line[-2]) if len(line) > 1 else None
 
 
 def decide(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +37,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self.url = sa.make_url(url)
-        except sa.exc.ArgumentError as error:
-            raise ConfigError(f"[database] url: expected sqlite:///file or postgresql+psycopg://..., got {url!r}") from error
-        if self.url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ConfigError(f"[database] url: SQLite and PostgreSQL are supported, got {self.url.get_backend_name()!r}")
+        self.url = _parse(url)
         self.engine = _make_engine(self.url)
         self.fence: Fence | None = None
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
@@ -68,19 +64,19 @@ class Database:
             yield session
 
     def revision(self) -> str | None:
-        """The schema's Alembic revision; None for an empty database."""
-        with self.engine.connect() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
-                return None
-            found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-            return None if found is None else str(found)
+        """The schema's Alembic revision; None for an empty database. Raises SchemaError where it cannot be opened."""
+        try:
+            with self.engine.connect() as connection:
+                if not sa.inspect(connection).has_table("alembic_version"):
+                    return None
+                found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        except sa.exc.DBAPIError as error:
+            raise SchemaError(f"database {self.masked_url} cannot be opened: {_first_line(error)}") from error
+        return None if found is None else str(found)
 
     def require_schema(self) -> None:
         """Raise SchemaError, naming the command that mends it, unless the schema is the one this version knows."""
-        try:
-            found = self.revision()
-        except sa.exc.OperationalError as error:
-            raise SchemaError(f"database {self.masked_url} cannot be opened: {_first_line(error)}") from error
+        found = self.revision()
         if found is None:
             raise SchemaError(f"database {self.masked_url} has no schema yet: run `activeseg db upgrade`")
         if found != SCHEMA_REVISION:
@@ -99,15 +95,36 @@ class Database:
         self.engine.dispose()
 
 
+def _parse(text: str) -> sa.URL:
+    """Raises ConfigError, without a password, for what is no URL of a supported database and driver."""
+    # What cannot be parsed may hold a password all the same.
+    shown = re.sub(r"://.*@", "://***@", text)
+    expected = f"[database] url: expected sqlite:///file or postgresql+psycopg://..., got {shown!r}"
+    try:
+        url = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        raise ConfigError(expected) from None
+    if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"):
+        raise ConfigError(expected)
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
 def _make_engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
         return sa.create_engine(url, pool_pre_ping=True)
     if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(url.database).parent)
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     sa.event.listen(engine, "connect", _configure_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"[database] url: folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _configure_sqlite(connection: Any, record: Any) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sqlalchemy as sa
+
 from activeseg.db.database import Database
+from activeseg.errors import SchemaError
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+# Any number that nothing else in the database locks by.
+MIGRATION_LOCK = 7_220_614_133
 
 
 def migrations_folder() -> Path:
@@ -18,7 +26,10 @@ def migrations_folder() -> Path:
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Bring the schema to `revision`; at head already, this changes nothing."""
+    """Bring the schema to `revision`; at head already, this changes nothing. Of two at once, the second waits.
+
+    Raises SchemaError for a revision, asked for or found, that this version does not know.
+    """
     from alembic import command
 
     with _config(database) as config:
@@ -26,7 +37,10 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take the schema back to `revision` ('-1', 'base' or a name). Tables that did not exist then are dropped."""
+    """Take the schema back to `revision` ('-1', 'base' or a name). Tables that did not exist then are dropped.
+
+    Raises SchemaError for a revision, asked for or found, that this version does not know.
+    """
     from alembic import command
 
     with _config(database) as config:
@@ -51,20 +65,22 @@ def comparable(item: object, name: str | None, kind: str, reflected: bool, compa
     return not (kind == "index" and name == "ix_scores_ranking")
 
 
-class _config:
-    """An Alembic configuration bound to one open connection of this database."""
+@contextmanager
+def _config(database: Database) -> Iterator[Config]:
+    """An Alembic configuration bound to one open connection, which no other migration gets past before it commits."""
+    from alembic.config import Config
+    from alembic.util import CommandError
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
-
-    def __enter__(self) -> Config:
-        from alembic.config import Config
-
-        self.connection = self.database.engine.connect()
-        config = Config()
-        config.set_main_option("script_location", str(migrations_folder()))
-        config.attributes["connection"] = self.connection
-        return config
-
-    def __exit__(self, *exc: object) -> None:
-        self.connection.close()
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    with database.engine.connect().execution_options(activeseg_begin="IMMEDIATE") as connection:
+        if database.dialect == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        config.attributes["connection"] = connection
+        try:
+            yield config
+        except CommandError as error:
+            raise SchemaError(
+                f"database {database.masked_url}: {str(error).rstrip('.')}; a revision this version does not know was made "
+                "by a newer one: install that"
+            ) from error

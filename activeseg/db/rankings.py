@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +43,13 @@ class Cursor:
         """Raises ConfigError for a text that `str()` of a cursor cannot have made."""
         try:
             rank, score, image_id = text.split(":")
-            return cls(int(rank), float.fromhex(score), int(image_id))
-        except (ValueError, OverflowError) as error:
-            raise ConfigError(f"cursor: expected the 'next' value of a former page, got {text[:80]!r}") from error
+            cursor = cls(int(rank), float.fromhex(score), int(image_id))
+        except (ValueError, OverflowError):
+            cursor = None
+        # NaN and infinity compare differently on each database, and neither takes integers of any size.
+        if cursor is None or not math.isfinite(cursor.score) or not 0 < cursor.image_id < 2**63 or str(cursor) != text:
+            raise ConfigError(f"cursor: expected the 'next' value of a former page, got {text[:80]!r}")
+        return cursor
 
 
 def latest_scoring_config(session: Session, checkpoint_id: int) -> int | None:

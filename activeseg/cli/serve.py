@@ -1,0 +1,52 @@
+"""activeseg serve: the HTTP API."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from activeseg.cli.output import AsJson, print_json, workspace_of
+
+if TYPE_CHECKING:
+    from activeseg.web.auth import Token
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(serve)
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. [default: serve.host, 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="0 takes a free one. [default: serve.port, 8090]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer rankings, images and rounds over HTTP until Ctrl-C. Callers need the bearer token."""
+    from activeseg.web.app import create_app
+    from activeseg.web.auth import bearer_token
+    from activeseg.web.server import open_socket, run, url_of
+
+    with workspace_of(context) as workspace:
+        section = workspace.settings.serve
+        token = bearer_token(workspace.settings)
+        where = section.host if host is None else host
+        with open_socket(where, section.port if port is None else port, token) as opened:
+            app = create_app(workspace.settings, workspace.database)
+            if as_json:
+                print_json({"url": url_of(opened), "token": token.place})
+                # A program that started us waits for this before it connects.
+                sys.stdout.flush()
+            else:
+                _announce(url_of(opened), token)
+            run(app, opened)
+
+
+def _announce(url: str, token: Token) -> None:
+    shell = f"$(cat '{token.file}')" if token.file else "$ACTIVESEG_SERVE__TOKEN"
+    typer.echo(f"serving {url} (Ctrl-C stops it); the token is in {token.place}")
+    typer.echo(f'try     curl -H "Authorization: Bearer {shell}" "{url}/api/rankings?limit=5"')

@@ -1,0 +1,1 @@
+"""The demonstration: synthetic street scenes, a simulated annotator and the loop run over them."""

@@ -1,0 +1,195 @@
+"""HTTP to Label Studio: tokens, one-line errors, and which calls may be repeated.
+
+Idempotent calls are repeated a little where the network or the server stumbles. A creating call is sent exactly once:
+where its answer is lost, LabelStudioDoubt says so and the caller looks before calling again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from activeseg.errors import LabelStudioDoubt, LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
+
+TokenKind = Literal["personal", "legacy"]
+Params = Mapping[str, str | int | bool | Sequence[int]]
+# An access token lives 300 s by the server's clock; it is renewed by ours, so clocks may differ.
+_ACCESS_SECONDS = 240.0
+# Nothing was sent, so nothing can have been created.
+UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Http:
+    """One Label Studio and one token. `repr` and errors never contain the token.
+
+    retry_delays: seconds before each further attempt of an idempotent call.
+    transport: for tests that stage a fault between this program and the server.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout: float = 60.0,
+        retry_delays: Sequence[float] = (0.5, 1.5),
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.token_kind: TokenKind = token_kind(token)
+        self._token = token
+        self._access: str | None = None
+        self._renewed_at = 0.0
+        self._retry_delays = tuple(retry_delays)
+        local = urlsplit(self.url).hostname in _LOOPBACK
+        self.client = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=not local)
+
+    def __repr__(self) -> str:
+        return f"Http({self.url!r}, {self.token_kind} token)"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def get(self, path: str, params: Params | None = None) -> Any:
+        """JSON answer of a GET."""
+        return self.repeatable("GET", path, params=params)
+
+    def repeatable(self, method: str, path: str, *, params: Params | None = None, body: Any = None) -> Any:
+        """JSON answer of a call that may be sent again without harm."""
+        content = None if body is None else _json_bytes(body)
+        for delay in (*self._retry_delays, None):
+            try:
+                answer = self._send(method, path, params=params, content=content)
+            except httpx.TransportError as error:
+                if delay is None:
+                    raise self.unreachable(error) from error
+            else:
+                if delay is None or not (answer.status_code >= 500 or answer.status_code == 429):
+                    return self._json(answer)
+            time.sleep(delay)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def create(self, path: str, body: Any, params: Params | None = None) -> Any:
+        """JSON answer of a POST that creates something; sent once. Raises LabelStudioDoubt where it may have worked."""
+        self._renew()
+        try:
+            answer = self._send("POST", path, params=params, content=_json_bytes(body))
+        except UNSENT as error:
+            raise self.unreachable(error) from error
+        except httpx.TransportError as error:
+            raise self.doubt(path, type(error).__name__) from error
+        if answer.status_code >= 500:
+            raise self.doubt(path, f"HTTP {answer.status_code}")
+        return self._json(answer)
+
+    def upload(self, path: str, files: Sequence[tuple[str, bytes]], params: Params | None = None) -> Any:
+        """JSON answer of a multipart POST; sent once."""
+        parts = [(f"file{number}", file) for number, file in enumerate(files)]
+        try:
+            return self._json(self._send("POST", path, params=params, files=parts))
+        except httpx.TransportError as error:
+            raise self.unreachable(error) from error
+
+    def doubt(self, path: str, what: str) -> LabelStudioDoubt:
+        """The error for a creating call whose answer was lost."""
+        return LabelStudioDoubt(
+            f"Label Studio at {self.url} may or may not have carried out POST {path} ({what}): "
+            "look for what it would have created before sending it again"
+        )
+
+    def failed(self, status: int | None, detail: str, where: str) -> LabelStudioError:
+        """The error for an answer that is not a success."""
+        if status in (401, 403):
+            remedy = "make a new one in Label Studio (Account & Settings > Personal Access Token)"
+            if self.token_kind == "legacy":
+                remedy = "legacy tokens are off by default: use a Personal Access Token (Account & Settings)"
+            return LabelStudioUnauthorized(f"Label Studio at {self.url} refused the token (HTTP {status}: {detail}); {remedy}")
+        return LabelStudioError(f"Label Studio at {self.url} answered {where} with HTTP {status}: {detail}")
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        content: bytes | None = None,
+        files: Any = None,
+    ) -> httpx.Response:
+        headers = {"Content-Type": "application/json"} if content is not None else {}
+        for _ in range(2):
+            used = self._renew()
+            answer = self.client.request(
+                method, path, params=params, content=content, files=files, headers=headers | {"Authorization": used}
+            )
+            if answer.status_code != 401 or self.token_kind == "legacy":
+                break
+            self._access = None  # refused before anything was done: renew it and send the request again
+        return answer
+
+    def _renew(self) -> str:
+        """The Authorization header, after renewing the access token where it is old."""
+        if self.token_kind == "legacy":
+            return f"Token {self._token}"
+        if self._access is None or time.monotonic() - self._renewed_at > _ACCESS_SECONDS:
+            try:
+                answer = self.client.post("/api/token/refresh/", json={"refresh": self._token})
+            except httpx.TransportError as error:
+                raise self.unreachable(error) from error
+            self._access = str(self._json(answer)["access"])
+            self._renewed_at = time.monotonic()
+        return f"Bearer {self._access}"
+
+    def _json(self, answer: httpx.Response) -> Any:
+        where = f"{answer.request.method} {answer.request.url.path}"
+        if not answer.is_success:
+            raise self.failed(answer.status_code, _detail(answer), where)
+        if answer.status_code == 204 or not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise LabelStudioError(
+                f"{self.url} answered {where} with something else than JSON: is it a Label Studio?"
+            ) from error
+
+    def unreachable(self, error: httpx.TransportError) -> LabelStudioUnreachable:
+        """The error for no answer at all."""
+        return LabelStudioUnreachable(
+            f"no answer from Label Studio at {self.url} ({type(error).__name__}): is it running, and is the address right?"
+        )
+
+
+def token_kind(token: str) -> TokenKind:
+    """'personal' for a personal access token (a JWT that refreshes), 'legacy' for anything else."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return "legacy"
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError):
+        return "legacy"
+    return "personal" if isinstance(claims, dict) and claims.get("token_type") == "refresh" else "legacy"
+
+
+def _json_bytes(body: Any) -> bytes:
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _detail(answer: httpx.Response) -> str:
+    """What the server said, on one line of at most 300 characters."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.reason_phrase or "no detail"
+    if isinstance(body, dict):
+        body = body.get("validation_errors") or body.get("detail") or body
+    return " ".join(str(body).split())[:300]

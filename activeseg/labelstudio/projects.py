@@ -1,0 +1,116 @@
+"""Projects, through the official SDK. It takes seconds to import, so it is imported by the first call that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+
+from activeseg.core.labels import LabelSet
+from activeseg.errors import LabelSetMismatch, LabelStudioError
+from activeseg.labelstudio.http import UNSENT, Http
+from activeseg.labelstudio.labeling import MaskKind, config_labels, config_mask_kind, labeling_config
+
+if TYPE_CHECKING:
+    from label_studio_sdk.client import LabelStudio
+
+Answer = TypeVar("Answer")
+_PATH = "/api/projects/"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project. created: made by this very call. config: its labeling configuration (XML).
+
+    created_at: ISO 8601 UTC, when the server made it; tells a project from one of the same number on a rebuilt server.
+    """
+
+    id: int
+    title: str
+    created: bool
+    created_at: str
+    config: str
+    mask_kind: MaskKind
+
+
+class Projects:
+    """Finds, makes and checks projects over the connections of `http`."""
+
+    def __init__(self, http: Http, token: str) -> None:
+        self._http = http
+        self._token = token
+        self._connected: LabelStudio | None = None
+
+    def ensure(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project:
+        """See LabelStudioClient.ensure_project."""
+        projects = self._sdk().projects
+        known = self._call(lambda: [p.id for p in projects.list(title=title, include="id,title") if p.title == title])
+        if known:
+            return self._checked(self.get(min(known)), label_set, mask_kind)
+        config = labeling_config(label_set, mask_kind=mask_kind)
+        made = self._call(
+            lambda: projects.create(
+                title=title,
+                label_config=config,
+                sampling="Sequential sampling",
+                show_collab_predictions=True,
+                request_options={"max_retries": 0},
+            ),
+            creates=True,
+        )
+        return replace(self.get(made.id), created=True)
+
+    def get(self, project_id: int) -> Project:
+        """See LabelStudioClient.get_project."""
+        projects = self._sdk().projects
+        found = self._call(lambda: projects.get(project_id))
+        config, title = found.label_config or "", found.title or ""
+        mask_kind = config_mask_kind(config) if config else None
+        if mask_kind is None:
+            raise LabelStudioError(
+                f"Label Studio project {project_id} {title!r} has no BrushLabels or BitmaskLabels named 'label': "
+                "use another project title"
+            )
+        if found.created_at is None:
+            raise LabelStudioError(f"Label Studio does not say when project {project_id} {title!r} was made")
+        return Project(project_id, title, False, found.created_at.astimezone(UTC).isoformat(), config, mask_kind)
+
+    def _sdk(self) -> LabelStudio:
+        if self._connected is None:
+            from label_studio_sdk.client import LabelStudio
+
+            self._http.get("/api/current-user/whoami")  # no server, or a refused token: said in our words, not the SDK's
+            self._connected = LabelStudio(base_url=self._http.url, api_key=self._token, httpx_client=self._http.client)
+        return self._connected
+
+    def _call(self, call: Callable[[], Answer], *, creates: bool = False) -> Answer:
+        from label_studio_sdk.core.api_error import ApiError
+
+        try:
+            return call()
+        except ApiError as error:
+            status = error.status_code or 0
+            if creates and status >= 500:
+                raise self._http.doubt(_PATH, f"HTTP {status}") from None
+            raise self._http.failed(status, " ".join(str(error.body).split())[:300], _PATH) from None
+        except httpx.TransportError as error:
+            if creates and not isinstance(error, UNSENT):
+                raise self._http.doubt(_PATH, type(error).__name__) from error
+            raise self._http.unreachable(error) from error
+
+    def _checked(self, project: Project, label_set: LabelSet, mask_kind: MaskKind) -> Project:
+        names = config_labels(project.config)
+        if names != list(label_set.names):
+            raise LabelSetMismatch(
+                f"Label Studio project {project.id} {project.title!r} has the classes {', '.join(names)}; expected "
+                f"{', '.join(label_set.names)}: use another project title or the class file it was made from"
+            )
+        if project.mask_kind != mask_kind:
+            raise LabelStudioError(
+                f"Label Studio project {project.id} {project.title!r} draws masks as {project.mask_kind}, not as {mask_kind}: "
+                f"set [labelstudio] mask_kind = {project.mask_kind!r} or use another project title"
+            )
+        return project

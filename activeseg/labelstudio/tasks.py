@@ -1,0 +1,83 @@
+"""What a task looks like when it is sent, and how requests are kept small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from activeseg.errors import ConfigError
+
+_NO_MODEL = "No prediction yet: draw every class."
+
+
+def task_payload(
+    key: str,
+    image_url: str,
+    entropy_url: str | None = None,
+    *,
+    order: int,
+    sha256: str,
+    doubtful: Sequence[str] = (),
+    result: Sequence[Mapping[str, Any]] = (),
+    score: float | None = None,
+    model_version: str | None = None,
+) -> dict[str, Any]:
+    """A task for import. What annotators see says nothing about score, rank or arm.
+
+    key: stable and ours; `find_tasks` looks it up. order: 0-based place in which annotators see it. sha256: the image's.
+    entropy_url: without one the plain image stands beside the one being labelled.
+    doubtful: classes the model is least sure of, most doubtful first.
+    result, score, model_version: the prediction, as in `prediction_payload`; without a model_version there is none.
+    """
+    data = {
+        "image": image_url,
+        "entropy": [entropy_url or image_url],
+        "doubt": _hint(doubtful) if model_version else _NO_MODEL,
+        "key": key,
+        "sha256": sha256,
+        "order": order_value(order),
+    }
+    if model_version is None:
+        return {"data": data}
+    if score is None:
+        raise ConfigError("score: a prediction needs a confidence between 0 and 1")
+    return {"data": data, "predictions": [prediction_payload(result, model_version=model_version, score=score)]}
+
+
+def prediction_payload(
+    result: Sequence[Mapping[str, Any]], *, model_version: str, score: float, task_id: int | None = None
+) -> dict[str, Any]:
+    """A prediction for import, inside a task or (with task_id) for an existing one.
+
+    score: confidence, 0..1, higher = surer (the other way round than activeseg's scores). Label Studio drops a
+    prediction with another score without a word, so it raises ConfigError here.
+    """
+    if not 0.0 <= score <= 1.0:
+        raise ConfigError(f"score: expected a confidence between 0 and 1, got {score}")
+    payload: dict[str, Any] = {"model_version": model_version, "score": score, "result": [dict(r) for r in result]}
+    return payload if task_id is None else {"task": task_id} | payload
+
+
+def _hint(doubtful: Sequence[str]) -> str:
+    return "Least sure about: " + ", ".join(doubtful) if doubtful else "Check the whole mask."
+
+
+def order_value(order: int) -> str:
+    """The shown order as Label Studio can sort it: it compares `data` values as text."""
+    return f"{order:06d}"
+
+
+def batches(payloads: Iterable[Mapping[str, Any]], *, max_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    """Payloads in order, grouped so that each group's JSON stays under max_bytes (a single larger one goes alone)."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for payload in payloads:
+        length = len(json.dumps(payload)) + 1
+        if group and size + length > max_bytes:
+            yield group
+            group, size = [], 0
+        group.append(dict(payload))
+        size += length
+    if group:
+        yield group

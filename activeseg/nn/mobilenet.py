@@ -1,0 +1,66 @@
+"""fcn_mobilenet_v2: a MobileNetV2 encoder with 1x1 score layers whose scores are summed from coarse to fine.
+
+Encoder: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (2018), as in torchvision.
+Skip sums: Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation" (2015).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from activeseg.nn.geometry import enlarge, extend, pad_input
+
+# The last block of MobileNetV2's `features` at each stride.
+_LAST_BLOCK = {8: 6, 16: 13, 32: 18}
+
+
+class FCNMobileNetV2(nn.Module):
+    """FCN on MobileNetV2.
+
+    width: channel multiplier of the encoder. decoder_stride: stride of the finest score layer (8, 16 or 32); coarser
+    ones are added to it, enlarged bilinearly.
+
+    The input is padded inside, to at least 33 pixels a side and to 1 more than a multiple of decoder_stride, by
+    repeating its last row and column.
+    """
+
+    def __init__(self, num_classes: int, *, width: float = 1.0, decoder_stride: int = 8) -> None:
+        super().__init__()
+        self.decoder_stride = decoder_stride
+        self.encoder: nn.Sequential = mobilenet_v2(weights=None, width_mult=width).features
+        self.strides = [stride for stride in _LAST_BLOCK if stride >= decoder_stride]
+        self.score = nn.ModuleDict(
+            {str(stride): _score_layer(self.encoder[_LAST_BLOCK[stride]].out_channels, num_classes) for stride in self.strides}
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (N, 3, H, W) float of any size -> {'out': logits (N, num_classes, H, W)}."""
+        height, width = x.shape[-2:]
+        scores = self._score_sum(self._features(pad_input(x, self.decoder_stride)))
+        return {"out": enlarge(scores, self.decoder_stride)[..., :height, :width]}
+
+    def _features(self, x: Tensor) -> dict[int, Tensor]:
+        features: dict[int, Tensor] = {}
+        stride_after = {block: stride for stride, block in _LAST_BLOCK.items()}
+        for number, block in enumerate(self.encoder):
+            x = block(x)
+            if number in stride_after:
+                features[stride_after[number]] = x
+        return features
+
+    def _score_sum(self, features: dict[int, Tensor]) -> Tensor:
+        coarsest, *finer = reversed(self.strides)
+        total: Tensor = self.score[str(coarsest)](features[coarsest])
+        for stride in finer:
+            scores = self.score[str(stride)](features[stride])
+            total = scores + extend(enlarge(total, 2), *scores.shape[-2:])
+        return total
+
+
+def _score_layer(channels: int, num_classes: int) -> nn.Conv2d:
+    """Starts near zero: the first step sees almost uniform predictions, so the fast head does not shake the encoder."""
+    layer = nn.Conv2d(channels, num_classes, kernel_size=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer

@@ -1,0 +1,398 @@
+"""When the loop runs. APScheduler, in memory, says when to look; the tables say what was already done.
+
+A planned time of a job is claimed by its row in `schedule_slots`, so two schedulers on one database, a restart inside the
+minute or a late wake-up run it once; what became of it stands in `job_runs`. Jobs of one process run one after another,
+because they need the same lease and the same device. A job that fails is recorded, and its next planned time comes all
+the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from activeseg.config import ScheduleSection, Settings
+from activeseg.db import jobs
+from activeseg.db.database import Database
+from activeseg.db.models import JobOutcome
+from activeseg.db.models.columns import now as utc_now
+from activeseg.errors import ActivesegError, ConfigError, LeaseError
+
+if TYPE_CHECKING:
+    from activeseg.labelstudio.client import LabelStudioClient
+    from activeseg.loop import Listener
+    from activeseg.records import StageReport
+    from activeseg.workspace import Workspace
+
+LATEST = timedelta(hours=6)
+"""A planned time is still worth running this late: a night missed by an outage is made up before the working day, and
+no later, so that it does not compete with people for the machine or change the tasks they have open."""
+
+LOOK_BACK_EVERY = timedelta(minutes=10)
+"""Missed times are looked for at start and then this often: the database may have been away, or the machine asleep."""
+
+LONGEST_GAP = timedelta(hours=3)
+"""More than any time zone ever skips or repeats at once."""
+
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
+CheckStop = Callable[[], None]
+"""Raises `Stopped` when the scheduler was asked to end; a job calls it where it can stop without loss."""
+
+
+class Stopped(BaseException):
+    """Ends a running job from within. No error: handlers of `Exception` on the way must not record it as one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing done on a schedule. run: returns one sentence; catches_up: the latest missed time is made up."""
+
+    name: str
+    cron: Cron
+    run: Callable[[CheckStop], str]
+    catches_up: bool = False
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What became of one run. planned_at: None where it was asked for by hand."""
+
+    job: str
+    planned_at: datetime | None
+    started_at: datetime
+    ended_at: datetime
+    outcome: JobOutcome
+    message: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.ended_at - self.started_at).total_seconds()
+
+
+class Cron(BaseTrigger):  # type: ignore[misc] # APScheduler has no types
+    """A five-field cron string (minute hour day month weekday) in a time zone; all its times are aware UTC.
+
+    As in cron(8): weekday 0 and 7 are Sunday; across a change of the clocks, a fixed time that is skipped runs an hour
+    later and one that comes twice runs the first time, while `*` and `*/n` hours go on by elapsed time. Unlike it, a day
+    of the month and a weekday must both match.
+
+    Raises ConfigError, naming `key`, for a string that is no cron string or matches no day.
+    """
+
+    def __init__(self, text: str, zone: ZoneInfo, *, key: str) -> None:
+        self.text, self.zone = text, zone
+        try:
+            fields = text.split()
+            if len(fields) != 5:
+                raise ValueError(f"it has {len(fields)}")
+            self._trigger = CronTrigger.from_crontab(" ".join([*fields[:4], _weekdays(fields[4])]), zone)
+        except ValueError as error:
+            raise ConfigError(
+                f"[schedule] {key}: expected five cron fields (minute hour day month weekday) "
+                f"such as '0 2 * * *', got {text!r}: {error}"
+            ) from error
+        self._repeats = fields[1].startswith("*")
+        if next(self.times(datetime(2024, 1, 1, tzinfo=UTC)), None) is None:
+            raise ConfigError(f"[schedule] {key}: {text!r} matches no day of any year")
+
+    def times(self, start: datetime) -> Iterator[datetime]:
+        """Planned times at or after `start`, ascending."""
+        # Begun earlier, so that a time moved out of a skipped hour is found whatever moment the question is asked at.
+        moment = start.astimezone(UTC) - LONGEST_GAP
+        while (found := self._trigger.get_next_fire_time(None, moment)) is not None:
+            found = found.astimezone(UTC)
+            moment = found + timedelta(microseconds=1)
+            second_time = found.astimezone(self.zone).fold == 1
+            if found >= start and (self._repeats or not second_time):
+                yield found
+
+    def latest(self, now: datetime) -> datetime | None:
+        """The last planned time up to `now` that is not too late to run; None where there is none."""
+        last = None
+        for time in self.times(now - LATEST):
+            if time > now:
+                break
+            last = time
+        return last
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """APScheduler's question."""
+        after = previous_fire_time + timedelta(microseconds=1) if previous_fire_time else now
+        return next(self.times(after), None)
+
+
+class Scheduler:
+    """Runs jobs at their planned times, each time once whatever the number of schedulers on the database.
+
+    database: for claims and outcomes only. Jobs open their own, so a lease one of them lost cannot keep its outcome from
+    being recorded. report: called with each run's result, from the thread that ran it. now: aware current time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        planned: Sequence[Job],
+        *,
+        report: Callable[[JobResult], None] = lambda result: None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.database, self.jobs, self.report, self.now = database, {job.name: job for job in planned}, report, now
+        self._stopping = threading.Event()
+        self._log = logging.getLogger(__name__)
+
+    def run(self, *, on_start: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None) -> None:
+        """Run jobs until SIGINT or SIGTERM; returns once the running job has stopped. Main thread only.
+
+        The first signal lets no job begin and ends the running one at its next progress report (a chunk of scores, a
+        training step, a pushed batch), from where the next run goes on. A second signal kills the process at once; its
+        run is marked abandoned at the next start.
+        """
+        self.recover()
+        background = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": ThreadPoolExecutor(1)},
+            # How late is too late is decided against the table (`Cron.latest`), not by APScheduler.
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            logger=_quiet_logger(),
+        )
+        background.add_job(self.catch_up, IntervalTrigger(seconds=LOOK_BACK_EVERY.total_seconds()), next_run_time=utc_now())
+        for job in self.jobs.values():
+            background.add_job(self.tick, job.cron, args=[job.name], id=job.name)
+        with _signals_interrupt():
+            background.start()
+            try:
+                on_start()
+                while True:
+                    signal.pause()
+            except KeyboardInterrupt:
+                self._stopping.set()
+                _signals_kill()
+                on_stop()
+            finally:
+                background.shutdown(wait=True)
+
+    def tick(self, name: str) -> JobResult | None:
+        """Run a job for its latest planned time; None where that is claimed already or too long ago."""
+        return self._run_planned(self.jobs[name], catching_up=False)
+
+    def catch_up(self) -> list[JobResult]:
+        """Make up the latest missed time of each job that wants it, unless it never ran before."""
+        results = [self._run_planned(job, catching_up=True) for job in self.jobs.values() if job.catches_up]
+        return [result for result in results if result is not None]
+
+    def run_once(self, name: str) -> JobResult:
+        """Run a job now, planned or not. A signal ends it as it ends `run`."""
+        self.recover()
+        started = self.now()
+        with self.database.write() as session:
+            run_id = jobs.start_run(session, name, None, at=started)
+        with _signals_interrupt():
+            return self._work(self.jobs[name], run_id, None, started)
+
+    def recover(self) -> list[int]:
+        """Mark runs of this host whose process is gone as abandoned; returns their ids.
+
+        Only for a process that runs nothing yet: a run under its own number belongs to an earlier process (in a container
+        every start has the same one).
+        """
+        with self.database.write() as session:
+            dead = [row for row in jobs.running_here(session) if row.pid == os.getpid() or not _alive(row.pid)]
+            for row in dead:
+                message = f"process {row.pid} ended in the middle of it"
+                jobs.end_run(session, row.id, JobOutcome.ABANDONED, message, at=self.now())
+            return [row.id for row in dead]
+
+    def _run_planned(self, job: Job, *, catching_up: bool) -> JobResult | None:
+        started = self.now()
+        planned_at = job.cron.latest(started)
+        if planned_at is None or self._stopping.is_set():
+            return None
+        try:
+            with self.database.write() as session:
+                run_id = jobs.claim_slot(session, job.name, planned_at, at=started, catching_up=catching_up)
+        except Exception as error:
+            self._log.exception("job %s: its planned time %s could not be claimed", job.name, planned_at)
+            result = JobResult(job.name, planned_at, started, self.now(), JobOutcome.FAILED, f"not begun: {_named(error)}")
+            self.report(result)
+            return result
+        return None if run_id is None else self._work(job, run_id, planned_at, started)
+
+    def _work(self, job: Job, run_id: int, planned_at: datetime | None, started: datetime) -> JobResult:
+        outcome, message = self._outcome(job)
+        result = JobResult(job.name, planned_at, started, self.now(), outcome, message)
+        try:
+            with self.database.write() as session:
+                jobs.end_run(session, run_id, outcome, message, at=result.ended_at)
+        except Exception:
+            self._log.exception("job %s: its outcome could not be recorded", job.name)
+        self.report(result)
+        return result
+
+    def _outcome(self, job: Job) -> tuple[JobOutcome, str]:
+        try:
+            return JobOutcome.DONE, job.run(self._check_stop)
+        except LeaseError as error:
+            return JobOutcome.BUSY, str(error)
+        except ActivesegError as error:
+            return JobOutcome.FAILED, str(error)
+        except (Stopped, KeyboardInterrupt):
+            return JobOutcome.ABANDONED, "stopped by a signal; the next run goes on from here"
+        except Exception as error:
+            self._log.exception("job %s failed unexpectedly", job.name)
+            return JobOutcome.FAILED, _named(error)
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+
+def loop_jobs(settings: Settings) -> list[Job]:
+    """The jobs of [schedule]. Each run opens its own workspace and client. Raises ConfigError for a bad cron string."""
+    section = settings.schedule
+    zone = schedule_zone(section)
+    return [
+        Job("round", Cron(section.round, zone, key="round"), lambda stop: _round(settings, stop), catches_up=True),
+        Job("pull", Cron(section.pull, zone, key="pull"), lambda stop: _pull(settings, stop)),
+    ]
+
+
+def schedule_zone(section: ScheduleSection) -> ZoneInfo:
+    """The time zone of [schedule]. Raises ConfigError where it is unknown."""
+    try:
+        return ZoneInfo(section.timezone)
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"[schedule] timezone: expected an IANA name such as Europe/Berlin, got {section.timezone!r}"
+        ) from error
+
+
+def _round(settings: Settings, check_stop: CheckStop) -> str:
+    from activeseg.loop import advance_round
+
+    with _opened(settings) as (workspace, client):
+        return _sentence(advance_round(workspace, client, listener=_stopping_listener(check_stop)))
+
+
+def _pull(settings: Settings, check_stop: CheckStop) -> str:
+    from activeseg.db import lease
+    from activeseg.loop import collect, training_due
+    from activeseg.stages.promote import promote_challengers
+    from activeseg.stages.train import train_challenger
+
+    reports: list[StageReport] = []
+    listener = _stopping_listener(check_stop)
+    with _opened(settings) as (workspace, client), lease.holding(workspace.database):
+        collect(workspace, client, reports.append)
+        if reason := training_due(workspace):
+            reports.append(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
+            reports.append(promote_challengers(workspace))
+    missing = "" if client else " (no Label Studio to pull from: [labelstudio] url is not set)"
+    return _sentence(reports) + missing
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[tuple[Workspace, LabelStudioClient | None]]:
+    # Here and in the jobs: torch and the SDK load with the first job, not with the scheduler.
+    from activeseg.labelstudio.registration import open_client
+    from activeseg.workspace import open_workspace
+
+    with ExitStack() as stack:
+        workspace = stack.enter_context(open_workspace(settings))
+        client = stack.enter_context(open_client(settings)) if settings.labelstudio.url else None
+        yield workspace, client
+
+
+def _stopping_listener(check_stop: CheckStop) -> Listener:
+    from activeseg.loop import Listener
+
+    return Listener(report=lambda report: check_stop(), progress=lambda stage, done, planned: check_stop())
+
+
+def _sentence(reports: Sequence[StageReport]) -> str:
+    """'pull 3, train 1, push 12 (1 failed)'; stages that changed nothing are left out."""
+    parts = [
+        f"{report.stage} {report.written}" + (f" ({report.failed} failed)" if report.failed else "")
+        for report in reports
+        if report.written or report.failed
+    ]
+    return ", ".join(parts) or "nothing new"
+
+
+def _weekdays(field: str) -> str:
+    """A crontab weekday field as names: APScheduler counts from Monday = 0, cron from Sunday = 0 or 7."""
+    if field == "*":
+        return field
+    names: list[str] = []
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        first, dash, last = ("0-6" if span == "*" else span).partition("-")
+        begin = _weekday(first)
+        end = _weekday(last) if dash else 6 if step else begin
+        if begin > end or (step and not (step.isdigit() and int(step))):
+            raise ValueError(f"{part!r} is no range of weekdays")
+        names += [WEEKDAYS[day % 7] for day in range(begin, end + 1, int(step or 1))]
+    return ",".join(names)
+
+
+def _weekday(word: str) -> int:
+    if word in WEEKDAYS:
+        return WEEKDAYS.index(word)
+    if word.isdigit() and int(word) <= 7:
+        return int(word)
+    raise ValueError(f"{word!r} is no weekday: 0-7 (0 and 7 are Sunday) or {' '.join(WEEKDAYS)}")
+
+
+def _named(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: KeyboardInterrupt in the main thread."""
+    # An exception, not a flag: no lock of the interrupted code is taken again, and no signal is lost before a wait.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signals_kill() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _quiet_logger() -> logging.Logger:
+    """APScheduler's warnings about a job that is still running are no news: the table and `Cron.latest` see to that."""
+    logger = logging.getLogger("activeseg.apscheduler")
+    logger.setLevel(logging.ERROR)
+    return logger

@@ -1,0 +1,211 @@
+"""The routes below /api: rankings, images, rounds. All of them read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy.orm import Session
+
+from activeseg.db import checkpoints, images
+from activeseg.db.models import Checkpoint, Image, ImageStatus
+from activeseg.db.rankings import Cursor, RankingRow, ranking
+from activeseg.errors import ConfigError, ImageError, NotReadyError
+from activeseg.imaging.thumbnails import encode_jpeg, thumbnail
+from activeseg.records import ImageRef
+from activeseg.web.answers import Problem
+from activeseg.web.auth import require_token
+from activeseg.web.reading import ImageDetail, RoundRow, image_detail, label_set_of, rounds_page
+from activeseg.workspace import Workspace
+
+MAX_PAGE = 500
+MAX_ID = 2**31 - 1
+MAX_CLASSES = 255
+THUMBNAILS_AT_ONCE = 2
+
+# What str(Cursor) makes of a stored score: no inf, no nan, no digits of other scripts.
+_CURSOR = re.compile(r"[0-9]{1,9}:-?0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}:[0-9]{1,10}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RankingPage:
+    """A page of the ranking. next: send it as `after` for the page behind this one; null at the end."""
+
+    items: list[RankingRow]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsPage:
+    """A page of rounds. next: send it as `after` for older ones; null at the end."""
+
+    items: list[RoundRow]
+    next: int | None
+
+
+class RankingQuery(BaseModel):
+    """What may be asked of /api/rankings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="rows of this page")
+    class_name: list[str] = Field(
+        [], alias="class", max_length=MAX_CLASSES, description="rank by the entropy of this class; repeat to add up several"
+    )
+    checkpoint: str | None = Field(
+        None,
+        max_length=100,
+        pattern=r"^[^\x00-\x1f]+$",
+        description="a past model version's ranking, images that were labelled since included; default: the champion's",
+    )
+    after: str | None = Field(None, description="the 'next' value of the page before")
+
+    @field_validator("after")
+    @classmethod
+    def _made_by_us(cls, value: str | None) -> str | None:
+        if value is not None and not (_CURSOR.fullmatch(value) and Cursor.parse(value).image_id <= MAX_ID):
+            raise ValueError("expected the 'next' value of a former page")
+        return value
+
+
+class RoundsQuery(BaseModel):
+    """What may be asked of /api/rounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="rows of this page")
+    after: int | None = Field(None, ge=1, le=MAX_ID, description="the 'next' value of the page before")
+
+
+class ThumbnailQuery(BaseModel):
+    """What may be asked of a thumbnail."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side: int = Field(256, ge=16, le=1024, description="longer side in pixels, at most")
+
+
+def _workspace(request: Request) -> Workspace:
+    workspace: Workspace = request.app.state.workspace
+    return workspace
+
+
+def _thumbnail_limit(request: Request) -> CapacityLimiter:
+    limiter: CapacityLimiter = request.app.state.thumbnails
+    return limiter
+
+
+InWorkspace = Annotated[Workspace, Depends(_workspace)]
+ImageId = Annotated[int, Path(ge=1, le=MAX_ID)]
+
+
+def api_router() -> APIRouter:
+    """All routes, each behind the token."""
+    refusals = (401, 404, 409, 422, 503)
+    responses: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in refusals}
+    router = APIRouter(prefix="/api", dependencies=[Depends(require_token)], responses=responses)
+    router.get("/rankings")(rankings)
+    router.get("/images/{image_id}")(image)
+    pictures: dict[int | str, dict[str, object]] = {200: {"content": {"image/jpeg": {}}}}
+    router.get("/images/{image_id}/thumbnail", response_class=Response, responses=pictures)(image_thumbnail)
+    router.get("/rounds")(rounds)
+    return router
+
+
+def rankings(workspace: InWorkspace, asked: Annotated[RankingQuery, Query()]) -> RankingPage:
+    """The images the model is least sure of, by summed entropy in nats, highest first, ties by image id.
+
+    Pages never repeat or skip a row, however many rows are added meanwhile; rows that come in above a page already read
+    are not shown, and `rank` counts on from the page before.
+    """
+    after = Cursor.parse(asked.after) if asked.after else None
+    with workspace.database.read() as session:
+        checkpoint = _checkpoint(session, asked.checkpoint)
+        indices = _class_indices(session, checkpoint, asked.class_name)
+        rows = ranking(
+            session,
+            checkpoint,
+            limit=asked.limit + 1,
+            class_indices=indices,
+            after=after,
+            pool_only=asked.checkpoint is None,
+        )
+    items = rows[: asked.limit]
+    more = len(rows) > asked.limit
+    return RankingPage(items, str(Cursor(items[-1].rank, items[-1].score, items[-1].image_id)) if more else None)
+
+
+def _checkpoint(session: Session, model_version: str | None) -> Checkpoint:
+    if model_version is None:
+        return checkpoints.require_champion(session)
+    try:
+        return checkpoints.by_version(session, model_version)
+    except NotReadyError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def _class_indices(session: Session, checkpoint: Checkpoint, names: list[str]) -> list[int]:
+    if not names:
+        return []
+    label_set = label_set_of(session, checkpoint)
+    try:
+        indices = sorted({label_set.index_of(name) for name in names})
+    except ConfigError as error:
+        raise HTTPException(422, f"class: {error}"[:500]) from error
+    ignored = set(indices).difference(label_set.channels)
+    if ignored:
+        raise HTTPException(
+            422, f"class: {label_set.names[ignored.pop()]!r} is the ignored class; the model has no entropy of it"
+        )
+    return indices
+
+
+def image(workspace: InWorkspace, image_id: ImageId) -> ImageDetail:
+    """One image: its row, its score under the champion, its queries and annotations."""
+    with workspace.database.read() as session:
+        found = image_detail(session, image_id)
+    if found is None:
+        raise _no_image(image_id)
+    return found
+
+
+async def image_thumbnail(
+    workspace: InWorkspace,
+    limiter: Annotated[CapacityLimiter, Depends(_thumbnail_limit)],
+    image_id: ImageId,
+    asked: Annotated[ThumbnailQuery, Query()],
+) -> Response:
+    """A small JPEG of an active image."""
+    # Decoding needs memory by the image's pixels, so only a few run at a time; waiting costs no thread.
+    data = await to_thread.run_sync(_draw_thumbnail, workspace, image_id, asked.side, limiter=limiter)
+    return Response(data, media_type="image/jpeg")
+
+
+def _draw_thumbnail(workspace: Workspace, image_id: int, side: int) -> bytes:
+    return encode_jpeg(thumbnail(workspace.read_image(_drawable(workspace, image_id)), side))
+
+
+def _drawable(workspace: Workspace, image_id: int) -> ImageRef:
+    with workspace.database.read() as session:
+        row = session.get(Image, image_id)
+        if row is None:
+            raise _no_image(image_id)
+        if row.status is not ImageStatus.ACTIVE:
+            raise ImageError(f"image {image_id} is {row.status.value}: {row.reason or 'there is nothing to show'}")
+        return images.refs(session, [image_id])[image_id]
+
+
+def _no_image(image_id: int) -> HTTPException:
+    return HTTPException(404, f"no image has id {image_id}")
+
+
+def rounds(workspace: InWorkspace, asked: Annotated[RoundsQuery, Query()]) -> RoundsPage:
+    """The rounds, youngest first, and how far their annotators are."""
+    with workspace.database.read() as session:
+        rows = rounds_page(session, limit=asked.limit + 1, after=asked.after)
+    items = list(rows[: asked.limit])
+    return RoundsPage(items, items[-1].round if len(rows) > asked.limit else None)

@@ -1,0 +1,225 @@
+"""Faults between this program and Label Studio, staged at the transport."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from activeseg.core.labels import LabelSet
+from activeseg.errors import (
+    LabelSetMismatch,
+    LabelStudioDoubt,
+    LabelStudioError,
+    LabelStudioUnauthorized,
+    LabelStudioUnreachable,
+)
+from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.labelstudio.http import token_kind
+from activeseg.labelstudio.labeling import MaskKind, labeling_config
+
+URL = "http://127.0.0.1:9"
+LABELS = LabelSet(("sky", "road"), ((1, 2, 3), (4, 5, 6)))
+Answer = httpx.Response | Exception
+
+
+def jwt(**claims: object) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJIUzI1NiJ9.{body}.c2VjcmV0LXNpZ25hdHVyZQ"
+
+
+PERSONAL = jwt(token_type="refresh", exp=9_999_999_999)
+LEGACY = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Server:
+    """Answers from a script; everything but token renewal is recorded in `calls`."""
+
+    def __init__(self, script: Callable[[httpx.Request], Answer]) -> None:
+        self.script = script
+        self.calls: list[httpx.Request] = []
+        self.renewals = 0
+
+    def handle(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/token/refresh/":
+            self.renewals += 1
+            return httpx.Response(200, json={"access": jwt(token_type="access", exp=9_999_999_999, n=self.renewals)})
+        self.calls.append(request)
+        answer = self.script(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def client(self, token: str = PERSONAL, retries: int = 2) -> LabelStudioClient:
+        return LabelStudioClient(URL, token, retry_delays=(0.0,) * retries, transport=httpx.MockTransport(self.handle))
+
+
+def config_of(*names: str, kind: MaskKind = "brush") -> str:
+    return labeling_config(LabelSet(names, LABELS.colors), mask_kind=kind)
+
+
+def projects_page(request: httpx.Request, projects: list[dict[str, object]]) -> httpx.Response:
+    """Label Studio answers 404 past the last page; the SDK asks until it does."""
+    if request.url.params.get("page", "1") != "1":
+        return httpx.Response(404, json={"detail": "Invalid page."})
+    return httpx.Response(200, json={"count": len(projects), "next": None, "previous": None, "results": projects})
+
+
+LOST = [
+    httpx.ReadTimeout("slow"),
+    httpx.RemoteProtocolError("cut"),
+    httpx.ReadError("cut"),
+    httpx.WriteError("cut"),
+    httpx.Response(500),
+    httpx.Response(502, text="<html>bad gateway</html>"),
+    httpx.Response(504),
+]
+
+
+@pytest.mark.parametrize("answer", LOST, ids=repr)
+def test_a_lost_answer_to_creating_tasks_is_a_doubt_and_nothing_is_sent_again(answer):
+    server = Server(lambda _: answer)
+    with pytest.raises(LabelStudioDoubt, match="may or may not"):
+        server.client().import_tasks(1, [{"data": {}}])
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("answer", [httpx.ConnectError("refused"), httpx.ConnectTimeout("slow")], ids=repr)
+def test_a_request_that_never_left_is_no_doubt(answer):
+    server = Server(lambda _: answer)
+    with pytest.raises(LabelStudioUnreachable, match="is it running"):
+        server.client().import_tasks(1, [{"data": {}}])
+    assert len(server.calls) == 1
+
+
+def test_a_refused_request_is_no_doubt():
+    server = Server(lambda _: httpx.Response(400, json={"detail": "bad", "validation_errors": {"data": ["no image"]}}))
+    with pytest.raises(LabelStudioError, match=r"HTTP 400: .*no image") as caught:
+        server.client().import_tasks(1, [{"data": {}}])
+    assert not isinstance(caught.value, LabelStudioDoubt)
+
+
+def test_fewer_task_numbers_than_tasks_is_a_doubt():
+    server = Server(lambda _: httpx.Response(201, json={"task_ids": [1]}))
+    with pytest.raises(LabelStudioDoubt, match="1 task ids for 2"):
+        server.client().import_tasks(1, [{"data": {}}, {"data": {}}])
+
+
+@pytest.mark.parametrize("answer", [a for a in LOST if not isinstance(a, httpx.Response) or a.status_code == 504], ids=repr)
+def test_making_a_project_is_never_repeated_by_the_sdk_either(answer):
+    def script(request: httpx.Request) -> Answer:
+        if request.method == "POST":
+            return answer
+        return projects_page(request, [])
+
+    server = Server(script)
+    with pytest.raises(LabelStudioDoubt, match="may or may not"):
+        server.client().ensure_project("title", LABELS, "brush")
+    assert [call.method for call in server.calls].count("POST") == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [httpx.ReadTimeout("slow"), httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429)], ids=repr
+)
+def test_reading_is_repeated_a_little(fault):
+    answers = [fault, fault, httpx.Response(200, json={"tasks": []})]
+    server = Server(lambda _: answers.pop(0))
+    assert server.client().task_ids(1) == []
+    assert len(server.calls) == 3
+
+
+def test_reading_gives_up_with_the_remedy():
+    server = Server(lambda _: httpx.ConnectError("refused"))
+    with pytest.raises(LabelStudioUnreachable, match=r"127\.0\.0\.1:9 \(ConnectError\): is it running"):
+        server.client().task_ids(1)
+    assert len(server.calls) == 3
+
+
+def test_an_access_token_that_ran_out_is_renewed_once_and_the_call_sent_again():
+    answers = [httpx.Response(401, json={"detail": "expired"}), httpx.Response(201, json={"task_ids": [5]})]
+    server = Server(lambda _: answers.pop(0))
+    assert server.client().import_tasks(1, [{"data": {}}]) == [5]
+    used = [call.headers["authorization"] for call in server.calls]
+    assert server.renewals == 2
+    assert used[0] != used[1]
+
+
+def test_one_access_token_serves_many_calls():
+    server = Server(lambda _: httpx.Response(200, json={"tasks": []}))
+    client = server.client()
+    for _ in range(5):
+        client.task_ids(1)
+    assert server.renewals == 1
+
+
+def test_a_legacy_token_is_sent_as_it_is_and_its_refusal_names_the_remedy():
+    server = Server(lambda _: httpx.Response(401, json={"detail": "legacy token authentication has been disabled"}))
+    with pytest.raises(LabelStudioUnauthorized, match="off by default: use a Personal Access Token"):
+        server.client(LEGACY).task_ids(1)
+    assert server.calls[0].headers["authorization"] == f"Token {LEGACY}"
+    assert (len(server.calls), server.renewals) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("token", "kind"),
+    [(PERSONAL, "personal"), (LEGACY, "legacy"), (jwt(token_type="access"), "legacy"), ("a.b.c", "legacy"), ("", "legacy")],
+)
+def test_the_kind_of_a_token_is_seen_in_it(token, kind):
+    assert token_kind(token) == kind
+
+
+@pytest.mark.parametrize("token", [PERSONAL, LEGACY])
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(401, json={"detail": "no"}), httpx.ReadError("x"), httpx.Response(200, text="<p>")]
+)
+def test_the_token_is_never_in_errors_or_repr(token, answer):
+    client = Server(lambda _: answer).client(token, retries=0)
+    with pytest.raises(LabelStudioError) as caught:
+        client.task_ids(1)
+    chain = [caught.value, caught.value.__cause__, caught.value.__context__]
+    for text in (repr(client), repr(client._http), *map(str, chain), *map(repr, chain)):
+        assert token not in text
+        assert token.split(".")[-1] not in text
+
+
+def test_something_that_is_no_label_studio_is_named():
+    with pytest.raises(LabelStudioError, match="is it a Label Studio"):
+        Server(lambda _: httpx.Response(200, text="<html>hello</html>")).client().task_ids(1)
+
+
+def test_predictions_dropped_without_a_word_are_noticed():
+    def script(request: httpx.Request) -> Answer:
+        return httpx.Response(200, json={"created": 1} if "import" in request.url.path else {})
+
+    with pytest.raises(LabelStudioError, match="kept 1 of 2 predictions"):
+        Server(script).client().replace_predictions(1, "m2", [{"task": 1}, {"task": 2}])
+
+
+def test_an_empty_selection_is_never_sent_because_it_would_mean_everything():
+    server = Server(lambda _: httpx.Response(200, json={}))
+    server.client().delete_tasks(1, [])
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "reason"),
+    [
+        (config_of("sky", "sea"), LabelSetMismatch, "sky, sea; expected sky, road"),
+        (config_of("road", "sky"), LabelSetMismatch, "road, sky"),
+        (config_of("sky", "road", kind="bitmask"), LabelStudioError, "mask_kind = 'bitmask'"),
+        ("<View/>", LabelStudioError, "no BrushLabels or BitmaskLabels"),
+    ],
+)
+def test_a_project_of_this_title_with_another_screen_is_refused(config, error, reason):
+    project = {"id": 4, "title": "ours", "label_config": config, "created_at": "2026-01-02T03:04:05Z"}
+
+    def script(request: httpx.Request) -> Answer:
+        if request.url.path == "/api/projects/":
+            return projects_page(request, [project])
+        return httpx.Response(200, json=project)
+
+    with pytest.raises(error, match=reason):
+        Server(script).client().ensure_project("ours", LABELS, "brush")

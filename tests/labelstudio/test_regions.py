@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from activeseg.core.labels import UNLABELED, LabelSet
+from activeseg.errors import AnnotationError, MaskError
+from activeseg.labelstudio.regions import decode_bitmask, encode_bitmask, mask_to_result, result_to_mask
+
+KINDS = ("brush", "bitmask")
+LABELS = LabelSet(("sky & <sun>", 'a "quoted"', "Fußweg 歩道", "void"), ((0, 0, 0),) * 4, 3)
+masks = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.sampled_from([0, 1, 2, 3, UNLABELED])
+)
+
+
+def paint(index: int, where: np.ndarray, origin: str | None, kind: str = "brush") -> dict:
+    region = mask_to_result(np.where(where, index, UNLABELED).astype(np.uint8), LABELS, kind=kind)[0]
+    return region | ({"origin": origin} if origin else {})
+
+
+def area(*rows: str) -> np.ndarray:
+    return np.array([[sign == "#" for sign in row] for row in rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(mask=masks)
+def test_a_mask_survives_pixel_by_pixel(kind, mask):
+    result = mask_to_result(mask, LABELS, kind=kind)
+    height, width = mask.shape
+    drawn = result_to_mask(result, LABELS, width=width, height=height)
+    assert np.array_equal(drawn.mask, mask)
+    assert drawn.regions == len(set(mask.ravel().tolist()) - {UNLABELED})
+
+
+def test_pixels_under_no_region_get_the_fill():
+    result = [paint(1, area("#..", "..."), None)]
+    assert result_to_mask(result, LABELS, width=3, height=2, fill=2).mask.tolist() == [[1, 2, 2], [2, 2, 2]]
+    assert result_to_mask([], LABELS, width=2, height=1).mask.tolist() == [[UNLABELED, UNLABELED]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_person_drew_lies_above_untouched_predictions_whatever_the_order(kind):
+    result = [
+        paint(0, area("##.."), "prediction-changed", kind),
+        paint(1, area(".###"), "prediction", kind),
+        paint(2, area("..#."), "manual", kind),
+        paint(3, area("###."), "prediction", kind),
+    ]
+    drawn = result_to_mask(result, LABELS, width=4, height=1)
+    assert drawn.mask.tolist() == [[0, 0, 2, 1]]
+    assert (drawn.regions, drawn.changed) == (4, 2)
+
+
+def test_of_two_strokes_the_later_wins():
+    result = [paint(0, area("##."), "manual"), paint(1, area(".##"), "manual")]
+    assert result_to_mask(result, LABELS, width=3, height=1).mask.tolist() == [[0, 1, 1]]
+
+
+def test_region_numbers_are_unique_and_stable():
+    mask = np.array([[0, 1], [2, 3]], np.uint8)
+    first, second = (mask_to_result(mask, LABELS, kind="brush") for _ in range(2))
+    assert len({region["id"] for region in first}) == 4
+    assert first == second
+
+
+def test_a_mask_with_unknown_values_is_not_sent():
+    with pytest.raises(MaskError, match="9"):
+        mask_to_result(np.array([[9]], np.uint8), LABELS, kind="brush")
+
+
+def bitmask_of(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_a_browsers_soft_rgba_bitmask_is_cut_at_half_opacity():
+    alpha = np.array([[0, 127, 128, 255]], np.uint8)
+    rgba = np.dstack([np.zeros((1, 4, 3), np.uint8), alpha])
+    assert decode_bitmask(bitmask_of(Image.fromarray(rgba)), 1, 4).tolist() == [[False, False, True, True]]
+
+
+BOMB = bitmask_of(Image.new("1", (20_000, 20_000)))
+GOOD = paint(0, area("#."), None)
+GOOD_BITMASK = paint(0, area("#."), None, "bitmask")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": "rectanglelabels"}, "type brushlabels or bitmasklabels"),
+        ({"value": None}, "no value"),
+        ({"original_width": 4}, "drawn on 4x1 pixels; the image has 2x1"),
+        ({"image_rotation": 90}, "rotated by 90"),
+        ({"value": GOOD["value"] | {"brushlabels": ["dragon"]}}, "unknown label 'dragon'"),
+        ({"value": GOOD["value"] | {"brushlabels": ["void", "void"]}}, "exactly one label"),
+        ({"value": {"rle": GOOD["value"]["rle"]}}, "exactly one label"),
+        ({"value": {"brushlabels": ["void"]}}, "RLE"),
+        ({"value": {"brushlabels": ["void"], "rle": {"a": 1}}}, "RLE"),
+    ],
+)
+def test_what_does_not_fit_the_image_is_refused_with_its_place_and_reason(change, reason):
+    with pytest.raises(AnnotationError, match=f"region 2 of 2: .*{reason}"):
+        result_to_mask([GOOD, GOOD | change], LABELS, width=2, height=1)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (None, "data:image/png"),
+        ("http://127.0.0.1/mask.png", "data:image/png"),
+        ("data:image/png;base64,%%%", "not a readable PNG"),
+        ("data:image/png;base64,", "2x1"),
+        (bitmask_of(Image.new("1", (1, 2))), "2x1"),
+        (BOMB, "2x1"),
+        (encode_bitmask(area("#."))[:-40], "not a readable PNG"),
+    ],
+    ids=["missing", "address", "no base64", "empty", "size", "bomb", "cut"],
+)
+def test_hostile_bitmasks_are_refused_with_the_reason(url, reason):
+    region = GOOD_BITMASK | {"value": {"bitmasklabels": ["void"], "imageDataURL": url}}
+    with pytest.raises(AnnotationError, match=reason):
+        result_to_mask([region], LABELS, width=2, height=1)
+
+
+@pytest.mark.parametrize("result", [None, "[]", {"a": 1}, [None], [[]], ["x"]])
+def test_a_result_that_is_no_list_of_regions_is_refused(result):
+    with pytest.raises(AnnotationError):
+        result_to_mask(result, LABELS, width=2, height=1)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy as scipy_entropy
+
+from activeseg.errors import ImageError, NonFiniteScoreError
+from activeseg.nn import infer
+from activeseg.nn.infer import predict_masks, score_images
+from activeseg.records import ImageRef, ImageScore, ScoreFailure
+
+CPU = torch.device("cpu")
+SIZES = [(48, 64), (40, 50), (48, 64), (33, 90), (48, 64), (40, 50), (1, 1), (48, 64)]
+
+
+def refs(count: int = len(SIZES)) -> list[ImageRef]:
+    return [ImageRef(100 + number, f"mem:{number}", "") for number in range(count)]
+
+
+def read(image: ImageRef) -> np.ndarray:
+    number = image.image_id - 100
+    return np.random.default_rng(number).integers(0, 256, size=(*SIZES[number % len(SIZES)], 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def sure_segmenter(make_segmenter):
+    """Random weights whose predictions differ from place to place."""
+    segmenter = make_segmenter()
+    with torch.no_grad():
+        for layer in segmenter.module.score.values():
+            layer.weight.mul_(300)
+    return segmenter
+
+
+def probabilities(segmenter, pixels: np.ndarray) -> np.ndarray:
+    x = torch.tensor(pixels / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return segmenter.module.eval()(x)["out"].double().softmax(1)[0].numpy()
+
+
+def test_scores_equal_those_of_one_image_at_a_time(sure_segmenter) -> None:
+    results = list(score_images(sure_segmenter, refs(), read, device=CPU, batch_size=3))
+    assert sorted(result.image_id for result in results) == [ref.image_id for ref in refs()]
+    for result in results:
+        pixels = read(ImageRef(result.image_id, "", ""))
+        p = probabilities(sure_segmenter, pixels)
+        entropies, winner = scipy_entropy(p, axis=0), p.argmax(0)
+        ordered = np.sort(p, axis=0)
+        assert isinstance(result, ImageScore)
+        assert result.valid_pixels == winner.size
+        assert result.entropy_sum == pytest.approx(entropies.sum(), rel=1e-4)
+        assert result.entropy_mean == pytest.approx(entropies.mean(), rel=1e-4)
+        assert result.entropy_share == pytest.approx((entropies > math.log(4) / 2).mean(), abs=2 / winner.size)
+        assert result.margin_mean == pytest.approx((1 - ordered[-1] + ordered[-2]).mean(), rel=1e-3)
+        assert result.least_confidence_mean == pytest.approx((1 - ordered[-1]).mean(), rel=1e-3, abs=1e-6)
+        assert sum(result.grid) == pytest.approx(result.entropy_sum)
+        assert [one.class_index for one in result.classes] == [0, 1, 3, 4]
+        for channel, one in enumerate(result.classes):
+            region = winner == channel
+            assert one.channel_entropy_sum == pytest.approx(-(p[channel] * np.log(p[channel])).sum(), rel=1e-3, abs=1e-3)
+            assert one.region_pixels == pytest.approx(region.sum(), abs=2)
+            if one.region_pixels > 50:
+                assert one.region_entropy_sum == pytest.approx(entropies[region].sum(), rel=2e-2)
+                assert one.mean_confidence == pytest.approx(p[channel][region].mean(), rel=1e-2)
+            if one.region_pixels == 0:
+                assert one.mean_confidence is None
+
+
+def test_entropies_are_summed_at_the_size_of_the_input_policy(make_segmenter) -> None:
+    [score] = score_images(make_segmenter(short_side=96), refs(1), read, device=CPU)
+    assert score.valid_pixels == 96 * 128
+
+
+def test_images_of_one_size_come_back_in_order(make_segmenter) -> None:
+    same = [ref for ref in refs(24) if SIZES[(ref.image_id - 100) % len(SIZES)] == (48, 64)]
+    results = score_images(make_segmenter(), same, read, device=CPU, batch_size=3)
+    assert [result.image_id for result in results] == [ref.image_id for ref in same]
+
+
+def test_results_come_before_all_images_are_taken(make_segmenter) -> None:
+    taken: list[int] = []
+
+    def images() -> Iterator[ImageRef]:
+        for ref in refs(200):
+            taken.append(ref.image_id)
+            yield ref
+
+    results = score_images(make_segmenter(), images(), lambda ref: read(ImageRef(100, "", "")), device=CPU, batch_size=2)
+    assert next(results).image_id == 100
+    assert len(taken) < 12
+    results.close()
+
+
+def test_odd_sizes_do_not_wait_for_ever(make_segmenter) -> None:
+    """One image of a size of its own at the front is scored long before the end."""
+    sizes = iter([(50, 50)] + [(33, 33 + number % 20) for number in range(60)])
+    by_id = {100 + number: size for number, size in enumerate(sizes)}
+
+    def read_odd(ref: ImageRef) -> np.ndarray:
+        return np.zeros((*by_id[ref.image_id], 3), np.uint8)
+
+    ids = [result.image_id for result in score_images(make_segmenter(), refs(61), read_odd, device=CPU, batch_size=2)]
+    assert sorted(ids) == sorted(by_id)
+    assert ids.index(100) < 20
+
+
+def test_large_images_make_smaller_batches(make_segmenter, monkeypatch) -> None:
+    monkeypatch.setattr(infer, "MAX_BATCH_PIXELS", 2 * 48 * 64)
+    sizes: list[int] = []
+    segmenter = make_segmenter()
+    segmenter.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    list(score_images(segmenter, refs(), lambda ref: read(ImageRef(100, "", "")), device=CPU, batch_size=8))
+    assert sizes == [2, 2, 2, 2]
+    monkeypatch.setattr(infer, "MAX_BATCH_PIXELS", 10)
+    assert len(list(score_images(segmenter, refs(2), read, device=CPU))) == 2
+
+
+def test_a_bad_image_fails_alone(make_segmenter) -> None:
+    def read_some(ref: ImageRef) -> np.ndarray:
+        if ref.image_id == 102:
+            raise ImageError("truncated")
+        return read(ref) if ref.image_id != 105 else np.zeros((4, 4), np.uint8)
+
+    for run in (score_images, predict_masks):
+        results = {result.image_id: result for result in run(make_segmenter(), refs(), read_some, device=CPU)}
+        assert len(results) == len(SIZES)
+        assert results[102] == ScoreFailure(102, "truncated")
+        assert isinstance(results[105], ScoreFailure)
+        assert sum(isinstance(result, ScoreFailure) for result in results.values()) == 2
+
+
+def test_other_errors_of_reading_are_not_hidden(make_segmenter) -> None:
+    def fail(ref: ImageRef) -> np.ndarray:
+        raise ConnectionError("bucket is gone")
+
+    with pytest.raises(ConnectionError, match="bucket"):
+        list(score_images(make_segmenter(), refs(), fail, device=CPU))
+
+
+def test_a_score_that_is_no_number_raises_and_names_the_image(make_segmenter) -> None:
+    segmenter = make_segmenter()
+    with torch.no_grad():
+        segmenter.module.score["8"].bias[1] = math.nan
+    for run in (score_images, predict_masks):
+        with pytest.raises(NonFiniteScoreError, match=r"image 100 \(mem:0\)"):
+            list(run(segmenter, refs(1), read, device=CPU))
+
+
+def test_the_module_is_left_as_it_was_between_results(make_segmenter) -> None:
+    segmenter = make_segmenter()
+    segmenter.module.train()
+    statistics = segmenter.module.encoder[0][1].running_mean.clone()
+    for _ in score_images(segmenter, refs(), read, device=CPU, batch_size=2):
+        assert segmenter.module.training
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+    assert torch.equal(segmenter.module.encoder[0][1].running_mean, statistics)
+    segmenter.module(torch.rand(2, 3, 33, 33))["out"].sum().backward()  # still trains
+
+
+@pytest.mark.parametrize("short_side", [None, 40])
+def test_masks_and_maps_have_the_images_own_size(make_segmenter, label_set, short_side) -> None:
+    segmenter = make_segmenter(short_side=short_side)
+    for layer in segmenter.module.score.values():
+        torch.nn.init.normal_(layer.weight, std=3.0)
+    for prediction in predict_masks(segmenter, refs(), read, device=CPU, batch_size=3):
+        size = SIZES[prediction.image_id - 100]
+        assert prediction.mask.shape == prediction.entropy.shape == size
+        assert prediction.mask.dtype == np.uint8
+        assert prediction.entropy.dtype == np.float32
+        assert set(np.unique(prediction.mask)) == set(prediction.confidences) <= {0, 1, 3, 4}
+        assert all(0 < confidence <= 1 for confidence in prediction.confidences.values())
+        assert 0 <= prediction.entropy.min() <= prediction.entropy.max() <= math.log(4) + 1e-5
+
+
+def test_a_prediction_equals_the_one_of_the_image_alone(sure_segmenter, label_set) -> None:
+    for prediction in predict_masks(sure_segmenter, refs(), read, device=CPU, batch_size=3):
+        p = probabilities(sure_segmenter, read(ImageRef(prediction.image_id, "", "")))
+        assert (prediction.mask == label_set.to_indices(p.argmax(0).astype(np.uint8))).mean() > 0.999
+        assert np.allclose(prediction.entropy, scipy_entropy(p, axis=0), atol=1e-3)
+        winner = p.max(0)
+        for index, confidence in prediction.confidences.items():
+            region = prediction.mask == index
+            if region.sum() > 50:
+                assert confidence == pytest.approx(winner[region].mean(), rel=1e-2)

@@ -1,0 +1,78 @@
+"""A migrated database, and a scheduler on it whose clock stands where a test puts it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+import sqlalchemy as sa
+
+from activeseg.db import migrate
+from activeseg.db.database import Database
+from activeseg.db.models import JobRun
+from activeseg.scheduler import Cron, Job, Scheduler
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("scheduler") / "migrated.db"
+    database = Database(f"sqlite:///{file}")
+    migrate.upgrade(database)
+    database.close()
+    return file
+
+
+@pytest.fixture
+def database_url(tmp_path: Path, migrated_file: Path) -> str:
+    return f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'activeseg.db')}"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    migrate.upgrade(database)
+    yield database
+    database.close()
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, time: datetime) -> None:
+        self.time = time
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def move(self, **how_far: float) -> None:
+        self.time += timedelta(**how_far)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Twenty seconds past the nightly 02:00 UTC."""
+    return Clock(datetime(2025, 6, 3, 2, 0, 20, tzinfo=UTC))
+
+
+@pytest.fixture
+def nightly(clock: Clock) -> Callable[..., Scheduler]:
+    """A scheduler with one nightly job 'round' that does `work`; all share the clock."""
+
+    def make(database: Database, work: Callable[..., str] = lambda check_stop: "worked", cron: str = "0 2 * * *") -> Scheduler:
+        job = Job("round", Cron(cron, ZoneInfo("UTC"), key="round"), work, catches_up=True)
+        return Scheduler(database, [job], now=clock)
+
+    return make
+
+
+@pytest.fixture
+def runs(database: Database) -> Callable[[], list[JobRun]]:
+    def read() -> list[JobRun]:
+        with database.read() as session:
+            return list(session.scalars(sa.select(JobRun).order_by(JobRun.id)))
+
+    return read
