@@ -336,6 +336,8 @@ def _first_problem(error: ValidationError, file: Path) -> str:
     source = variable if variable in map(str.upper, os.environ) else str(file)
     if problem["type"] == "extra_forbidden":
         return f"{source}: unknown key {where}; see docs/configuration.md for the known ones"
+    if problem["type"] == "model_type":
+        return f"{source}: {where}: expected a table, [{where}] and its keys"
     # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
     shown = keys and keys[0] != "token" and not isinstance(problem.get("input"), dict)
     came = f" (got {problem.get('input')!r})" if shown else ""

@@ -52,12 +52,14 @@ def advance_round(
     client: LabelStudioClient | None,
     *,
     open_new: bool = True,
+    full_pull: bool = False,
     listener: Listener | None = None,
 ) -> list[StageReport]:
     """Do everything that can be done now; returns what each stage did.
 
     client: None works without Label Studio: queries are handed out in the database and answered by
     `activeseg dataset import --split query`. open_new: False finishes what was begun and opens no further round.
+    full_pull: compare all of Label Studio's annotations, not only those that say they changed.
     Raises LeaseError where another process is at work, NotReadyError for an empty pool.
     """
     listener = listener or Listener()
@@ -69,11 +71,8 @@ def advance_round(
 
     with lease.holding(workspace.database):
         note(sync_pool(workspace))
-        collect(workspace, client, note)
-        if reason := training_due(workspace):
-            note(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
-        if _has_challengers(workspace):
-            note(promote_challengers(workspace))
+        collect(workspace, client, note, full=full_pull)
+        _train_and_promote(workspace, note, listener, retry_failed=True)
         for row in _begun(workspace):
             _carry_on(workspace, row, client, note, listener)
         if _has_champion(workspace):
@@ -81,6 +80,35 @@ def advance_round(
         if open_new and (opened := open_round_if_due(workspace)) is not None:
             _carry_on(workspace, opened, client, note, listener)
     return reports
+
+
+def collect_and_train(
+    workspace: Workspace, client: LabelStudioClient | None, *, listener: Listener | None = None
+) -> list[StageReport]:
+    """Collect annotations and, if due, train and promote: what happens by day, between the nightly rounds.
+
+    A training that failed is not tried again before there is something new; the nightly round does try again.
+    """
+    listener = listener or Listener()
+    reports: list[StageReport] = []
+
+    def note(report: StageReport) -> None:
+        reports.append(report)
+        listener.report(report)
+
+    with lease.holding(workspace.database):
+        collect(workspace, client, note)
+        _train_and_promote(workspace, note, listener, retry_failed=False)
+    return reports
+
+
+def _train_and_promote(
+    workspace: Workspace, note: Callable[[StageReport], None], listener: Listener, *, retry_failed: bool
+) -> None:
+    if reason := training_due(workspace, retry_failed=retry_failed):
+        note(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
+    if _has_challengers(workspace):
+        note(promote_challengers(workspace))
 
 
 def collect(
@@ -99,7 +127,7 @@ def collect(
             rounds.close_answered(session)
 
 
-def training_due(workspace: Workspace) -> str | None:
+def training_due(workspace: Workspace, *, retry_failed: bool = True) -> str | None:
     """Why a training should start now, or None.
 
     It is due when one was interrupted, when there is no champion and [training] min_train images are annotated, when
@@ -109,7 +137,7 @@ def training_due(workspace: Workspace) -> str | None:
     with workspace.database.read() as session:
         if checkpoints.interrupted_training(session) is not None:
             return "interrupted"
-        new = truth.untrained(session)
+        new = truth.untrained(session, retry_failed=retry_failed)
         latest = checkpoints.latest_training(session)
         labeled = images.count_by_status(session).get((Split.TRAIN, ImageStatus.ACTIVE), 0)
     if new == 0 or labeled < rules.min_train:

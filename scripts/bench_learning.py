@@ -40,7 +40,12 @@ def main() -> None:
     label_set = parse_classes((options.data / "classes.txt").read_text(encoding="utf-8"))
     train, val = (labeled_images(options.data / split) for split in ("train", "val"))
     config = TrainingSection(**{"steps": options.steps} if options.steps else {})
-    report: dict[str, Any] = {"machine": machine(device), "recipe": config.model_dump(), "images": options.images}
+    report: dict[str, Any] = {
+        "machine": machine(device),
+        "recipe": config.model_dump(),
+        "images": options.images,
+        "draw": options.draw,
+    }
     report |= {"of": len(train), "validation_images": len(val), "weights": str(options.weights) if options.weights else None}
     say(f"{report['machine']}\n{options.images} of {len(train)} images, {config.steps} steps, weights {options.weights}")
     runs: list[dict[str, Any]] = []
@@ -61,6 +66,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=36, help="labelled images per seed")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument(
+        "--draw", type=int, help="draw the images with this seed every time: shows how much training alone varies"
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of the network (default: all cores)")
@@ -79,7 +87,7 @@ def one_seed(
     device: torch.device,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    chosen = random.Random(seed).sample(train, options.images)
+    chosen = random.Random(seed if options.draw is None else options.draw).sample(train, options.images)
     segmenter = untrained(seed, label_set, options)
     result = fit(segmenter, chosen, config.model_copy(update={"seed": seed}), device=device, on_step=show_progress(config))
     started = time.monotonic()

@@ -38,7 +38,10 @@ def canonical_dump(database: Database) -> dict[str, list[str]]:
 def differences(one: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, Any]:
     """Tables that differ, with the rows only one side has: what a failing comparison should show."""
     return {
-        name: {"only first": sorted(set(one[name]) - set(other[name])), "only second": sorted(set(other[name]) - set(one[name]))}
+        name: {
+            "only first": sorted(set(one[name]) - set(other[name])),
+            "only second": sorted(set(other[name]) - set(one[name])),
+        }
         for name in one
         if one[name] != other[name]
     }

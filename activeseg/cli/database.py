@@ -47,7 +47,8 @@ def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
         typer.echo(f"schema {after}, as it was" if before == after else f"schema {before or 'empty'} -> {after}")
 
 
-@group.command()
+# Without the setting, the revision -1 would be taken for an option.
+@group.command(context_settings={"ignore_unknown_options": True})
 def downgrade(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(help="'-1' (one back), 'base' (empty) or a revision.")],
@@ -59,7 +60,7 @@ def downgrade(
 
     with _database(context) as database:
         if not yes:
-            typer.confirm(f"Take {database.masked_url} back to {revision}? Later tables are dropped.", abort=True)
+            typer.confirm(f"Take {database.masked_url} back to {revision}? Later tables are dropped.", abort=True, err=True)
         before = database.revision()
         migrate.downgrade(database, revision)
         after = database.revision()

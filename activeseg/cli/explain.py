@@ -35,6 +35,7 @@ def image(
 ) -> None:
     """Entropy map (jet, scale 0..log C), label map, overlay and a three-panel figure as PNG; classes as a table."""
     from activeseg.db import checkpoints
+    from activeseg.errors import ImageError
     from activeseg.explain.report import explain_image
     from activeseg.nn.checkpoint import load_checkpoint
     from activeseg.nn.device import pick_device
@@ -46,7 +47,10 @@ def image(
         device = pick_device(workspace.settings.model.device)
         segmenter = load_checkpoint(data, model_version=row.model_version, device=device)
         classes = tuple(segmenter.spec.label_set.index_of(name) for name in class_name or ())
-        report = explain_image(segmenter, file, out, classes=classes, max_pixels=workspace.settings.pool.max_pixels)
+        try:
+            report = explain_image(segmenter, file, out, classes=classes, max_pixels=workspace.settings.pool.max_pixels)
+        except ImageError as error:
+            raise ImageError(f"{file}: {error}") from error
     if as_json:
         print_json(report)
         return

@@ -31,7 +31,12 @@ def init(
         raise ConfigError(f"{file} exists already; edit it, or remove it first")
     if not classes.is_file():
         raise ConfigError(f"class list {classes} does not exist; write one 'name #rrggbb [ignore]' a line")
-    label_set = parse_classes(classes.read_text(encoding="utf-8-sig"))
+    try:
+        label_set = parse_classes(classes.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"class list {classes} is not UTF-8 text") from error
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file; name a folder")
     directory.mkdir(parents=True, exist_ok=True)
     location = images if "://" in images else str(Path(images).absolute())
     file.write_text(commented_toml(images=location, classes=str(classes.absolute())), encoding="utf-8")

@@ -67,9 +67,8 @@ def evaluate(
         return
     lines = [(item.name, item.iou, item.dice, item.accuracy, item.truth_pixels) for item in classes]
     print_table(("class", "IoU", "Dice", "accuracy", "pixels"), lines, title=f"{row.model_version} on {split}")
-    typer.echo(
-        f"mIoU {result.metrics.mean_iou:.4f}, pixel accuracy {result.metrics.pixel_accuracy:.4f}, {len(result.image_ids)} images"
-    )
+    overall = f"mIoU {result.metrics.mean_iou:.4f}, pixel accuracy {result.metrics.pixel_accuracy:.4f}"
+    typer.echo(f"{overall}, {len(result.image_ids)} images")
 
 
 def promote(

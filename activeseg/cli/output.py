@@ -55,6 +55,7 @@ def client_of(workspace: Workspace) -> Iterator[LabelStudioClient | None]:
 def print_json(data: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(data, indent=2, default=_plain, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 def print_reports(reports: Sequence[StageReport], as_json: bool) -> None:
@@ -74,8 +75,9 @@ def print_report(report: StageReport) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A table as wide as it needs to be; plain text where the output is no terminal."""
+    """A table; as wide as it needs to be, so that a row is a line, where the output is no terminal."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
@@ -84,7 +86,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
         table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    # File names and class names are no markup: "[red]" and ":car:" stay as they are.
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(80, Measurement.get(console, console.options.update(max_width=10_000), table).maximum)
+    console.print(table)
 
 
 def _cell(value: Any) -> str:
@@ -118,7 +124,7 @@ def listening(*, quiet: bool = False, reports: bool = False) -> Iterator[Listene
 
     from activeseg.loop import Listener
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
@@ -130,7 +136,7 @@ def listening(*, quiet: bool = False, reports: bool = False) -> Iterator[Listene
 
         def report(item: StageReport) -> None:
             if reports and not quiet:
-                bars.console.print(item.sentence(), markup=False)
+                bars.console.print(item.sentence())
 
         yield Listener(report=report, progress=advance)
 

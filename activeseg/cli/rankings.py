@@ -30,16 +30,22 @@ def rankings(
     """Show the images the model is least sure of, by summed entropy in nats."""
     from activeseg.db import checkpoints
     from activeseg.db.rankings import RankingRow, ranking
+    from activeseg.errors import ConfigError
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv: choose one")
 
     with workspace_of(context) as workspace:
         indices = sorted({workspace.label_set.index_of(name) for name in class_name or ()})
         with workspace.database.read() as session:
             row = checkpoints.by_version(session, checkpoint) if checkpoint else checkpoints.require_champion(session)
             rows = ranking(session, row, limit=limit, class_indices=indices, pool_only=checkpoint is None)
+    if not rows:
+        typer.echo(f"no image of the pool is scored by {row.model_version}: run `activeseg score`", err=True)
     if as_json:
         print_json([asdict(item) for item in rows])
     elif as_csv:
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(field.name for field in fields(RankingRow))
         writer.writerows(tuple(asdict(item).values()) for item in rows)
     else:

@@ -17,7 +17,10 @@ def score(context: typer.Context, as_json: AsJson = False) -> None:
     from activeseg.db import lease
     from activeseg.stages.score import score_pool
 
-    with workspace_of(context) as workspace, lease.holding(workspace.database):
-        with progress_bar("score", quiet=as_json) as on_progress:
-            report = score_pool(workspace, on_progress=on_progress)
+    with (
+        workspace_of(context) as workspace,
+        lease.holding(workspace.database),
+        progress_bar("score", quiet=as_json) as on_progress,
+    ):
+        report = score_pool(workspace, on_progress=on_progress)
     print_reports([report], as_json)

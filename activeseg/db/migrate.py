@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from activeseg.db.database import Database
+from activeseg.db.database import SCHEMA_REVISION, Database
 from activeseg.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -81,6 +81,6 @@ def _config(database: Database) -> Iterator[Config]:
             yield config
         except CommandError as error:
             raise SchemaError(
-                f"database {database.masked_url}: {str(error).rstrip('.')}; a revision this version does not know was made "
-                "by a newer one: install that"
+                f"database {database.masked_url}: {error}; this version of activeseg knows the schemas up to "
+                f"{SCHEMA_REVISION}, a later one needs a newer version"
             ) from error

@@ -19,7 +19,9 @@ from activeseg.db.models import (
     Query,
     QueryStatus,
     Split,
+    TrainingRun,
     TrainingRunAnnotation,
+    TrainingStatus,
 )
 from activeseg.db.models.columns import now
 from activeseg.errors import DataError
@@ -185,9 +187,14 @@ def groups_of(session: Session, split: Split) -> set[str]:
     return {group for group in session.scalars(statement) if group is not None}
 
 
-def untrained(session: Session) -> int:
-    """Current training annotations that no successful or running training has seen."""
-    seen = sa.exists().where(TrainingRunAnnotation.annotation_id == CURRENT.c.annotation_id)
+def untrained(session: Session, *, retry_failed: bool = True) -> int:
+    """Current training annotations that no training has seen; what failed trainings saw counts as unseen, if so asked."""
+    seen = sa.exists().where(
+        TrainingRunAnnotation.annotation_id == CURRENT.c.annotation_id,
+        TrainingRun.id == TrainingRunAnnotation.training_run_id,
+    )
+    if retry_failed:
+        seen = seen.where(TrainingRun.status != TrainingStatus.FAILED)
     statement = (
         sa.select(sa.func.count())
         .select_from(CURRENT)

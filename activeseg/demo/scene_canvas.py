@@ -97,7 +97,8 @@ class Canvas:
     def fade(self, colors: Floats, z: Floats | float) -> Floats:
         """Colours (..., 3) as seen through z metres of haze; z broadcasts against the leading axes."""
         kept = np.exp(-np.asarray(z, np.float32) / self.visibility)[..., None]
-        return (colors * kept + self.haze * (1 - kept)).astype(np.float32)
+        faded: Floats = (colors * kept + self.haze * (1 - kept)).astype(np.float32)
+        return faded
 
     def polygon(self, points: Sequence[Point], color: Color, label: int | None, z: float) -> None:
         """Fill a polygon; label None changes the image only (markings, windows, lamps)."""

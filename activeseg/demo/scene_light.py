@@ -92,7 +92,8 @@ def expose(image: Floats, weather: Weather, rng: np.random.Generator) -> npt.NDA
     if weather.blur:
         lit = np.mean([np.roll(lit, shift, axis=1) for shift in range(weather.blur)], axis=0)
     noisy = lit + weather.noise * rng.standard_normal((height, width, 3), np.float32)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+    picture_noisy: npt.NDArray[np.uint8] = np.clip(noisy, 0, 255).astype(np.uint8)
+    return picture_noisy
 
 
 def _glare(width: int, height: int, sun: tuple[float, float, float]) -> Floats:

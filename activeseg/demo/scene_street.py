@@ -116,7 +116,7 @@ def _draw_wall(canvas: Canvas, wall: Wall, image: Floats, mask: npt.NDArray[np.u
     rows = np.arange(camera.height, dtype=np.float32)[:, None] + np.float32(0.5)
     y = camera.eye - (rows - camera.horizon) * (z / camera.focal)[None]
     row, index = np.nonzero((y >= 0) & (y < tops[None]))
-    height, kind, column, where = y[row, index], kinds[index], seen[index], segment[index]
+    height, kind, column, where = y[row, index].astype(np.float32), kinds[index], seen[index], segment[index]
     shade = _wall_texture(kind, height, along[index], wall.periods[where], tops[index], z[index])
     colors = canvas.fade(wall.colors[where] * shade[:, None], z[index])
     see_through = ((kind == FENCE) & (shade > 1.2))[:, None]
@@ -126,7 +126,8 @@ def _draw_wall(canvas: Canvas, wall: Wall, image: Floats, mask: npt.NDArray[np.u
 
 def _ragged(along: Floats) -> Floats:
     wave = np.sin(along * 0.9) + 0.7 * np.sin(along * 2.3 + 1) + 0.5 * np.sin(along * 5.1 + 2)
-    return (0.82 + 0.1 * wave).astype(np.float32)
+    ragged: Floats = (0.82 + 0.1 * wave).astype(np.float32)
+    return ragged
 
 
 def _wall_texture(kind: npt.NDArray[np.uint8], y: Floats, along: Floats, period: Floats, top: Floats, z: Floats) -> Floats:

@@ -91,6 +91,10 @@ class LabelStudioClient:
         """
         return self._projects.ensure(title, label_set, mask_kind)
 
+    def find_project(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project | None:
+        """The oldest project of this title, or None; raises as `ensure_project` where it does not fit."""
+        return self._projects.find(title, label_set, mask_kind)
+
     def get_project(self, project_id: int) -> Project:
         """A project by number. Raises LabelStudioError where there is none or it has no mask control named `label`."""
         return self._projects.get(project_id)

@@ -46,10 +46,9 @@ class Projects:
 
     def ensure(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project:
         """See LabelStudioClient.ensure_project."""
+        if (known := self.find(title, label_set, mask_kind)) is not None:
+            return known
         projects = self._sdk().projects
-        known = self._call(lambda: [p.id for p in projects.list(title=title, include="id,title") if p.title == title])
-        if known:
-            return self._checked(self.get(min(known)), label_set, mask_kind)
         config = labeling_config(label_set, mask_kind=mask_kind)
         made = self._call(
             lambda: projects.create(
@@ -62,6 +61,12 @@ class Projects:
             creates=True,
         )
         return replace(self.get(made.id), created=True)
+
+    def find(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project | None:
+        """See LabelStudioClient.find_project."""
+        projects = self._sdk().projects
+        known = self._call(lambda: [p.id for p in projects.list(title=title, include="id,title") if p.title == title])
+        return self._checked(self.get(min(known)), label_set, mask_kind) if known else None
 
     def get(self, project_id: int) -> Project:
         """See LabelStudioClient.get_project."""

@@ -45,3 +45,12 @@ def open_project(workspace: Workspace, client: LabelStudioClient) -> LabelingPro
             session.add(found)
         found.server_url = client.url
     return found
+
+
+def check_project(workspace: Workspace, client: LabelStudioClient) -> str:
+    """How the configured project stands, in a few words; nothing is made. Raises LabelSetMismatch where it does not fit."""
+    section = workspace.settings.labelstudio
+    found = client.find_project(section.project, workspace.label_set, section.mask_kind)
+    if found is None:
+        return f"project {section.project!r} will be made with the first push"
+    return f"project {found.id} {found.title!r} fits the classes"

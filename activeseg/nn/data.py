@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
+from PIL.Image import Resampling
 from torch import Tensor
-from torch.nn import functional as F
 
 from activeseg.config import TrainingSection
 from activeseg.core.labels import UNLABELED, LabelSet
@@ -62,9 +63,9 @@ class Samples:
     def _load(self, position: int) -> tuple[Tensor, Tensor]:
         image, mask = load_checked(self._images[position], self._label_set)
         pixels = to_pixels(resize_short_side(image, self.policy.short_side))
-        channels = torch.from_numpy(self._label_set.to_channels(mask))
-        sample = pixels, _resize(channels[None], pixels.shape[1], pixels.shape[2], "nearest-exact")[0]
-        size = pixels.numel() + channels.numel()
+        channels = _resize(self._label_set.to_channels(mask), pixels.shape[1], pixels.shape[2], Resampling.NEAREST)
+        sample = pixels, torch.from_numpy(np.array(channels))
+        size = pixels.numel() + channels.size
         with self._lock:
             if position not in self._kept and size <= self._free:
                 self._kept[position] = sample
@@ -123,16 +124,22 @@ def _position(turn: int, count: int, seed: int) -> int:
 def _draw_crop(
     pixels: Tensor, channels: Tensor, policy: InputPolicy, config: TrainingSection, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A window of random size and place, resized to the crop, mirrored half of the time, its colours varied."""
+    """A window of random size and place, resized to the crop, mirrored half of the time, its colours varied.
+
+    In numpy and Pillow: torch would use all its threads for such small work, and from a second thread that fights
+    with the training step for the cores (18 times slower on two cores, and the step with it).
+    """
     scale = random.uniform(*config.scale)
     height, width = (max(1, round(side / scale)) for side in config.crop)
     top, left = _offset(pixels.shape[1], height, random), _offset(pixels.shape[2], width, random)
-    fill = torch.tensor([round(255 * mean) for mean in policy.mean], dtype=torch.uint8)  # 0 after scaling
-    window = _resize(_window(pixels, top, left, height, width, fill), *config.crop, "bilinear")
-    nothing = torch.tensor([UNLABELED], dtype=torch.uint8)
-    labels = _resize(_window(channels[None], top, left, height, width, nothing), *config.crop, "nearest-exact")[0]
-    window = _jitter(window, random)
-    return (window.flip(2), labels.flip(1)) if random.random() < 0.5 else (window, labels)
+    fill = np.array([round(255 * mean) for mean in policy.mean], np.uint8)  # 0 after scaling
+    window = _window(pixels.numpy().transpose(1, 2, 0), top, left, height, width, fill)
+    window = _jitter(_resize(window, *config.crop, Resampling.BILINEAR), random)
+    labels = _window(channels.numpy(), top, left, height, width, np.uint8(UNLABELED))
+    labels = _resize(labels, *config.crop, Resampling.NEAREST)
+    if random.random() < 0.5:
+        window, labels = window[:, ::-1], labels[:, ::-1]
+    return torch.from_numpy(window.transpose(2, 0, 1).copy()), torch.from_numpy(labels.copy())
 
 
 def _offset(side: int, window: int, random: np.random.Generator) -> int:
@@ -141,29 +148,30 @@ def _offset(side: int, window: int, random: np.random.Generator) -> int:
     return int(random.integers(min(0, slack), max(0, slack) + 1))
 
 
-def _window(planes: Tensor, top: int, left: int, height: int, width: int, fill: Tensor) -> Tensor:
-    """(K, H, W) -> (K, height, width) from (top, left) on, `fill` (K,) where that is outside."""
-    part = planes[:, max(0, top) : top + height, max(0, left) : left + width]
-    if part.shape[1:] == (height, width):
-        return part
-    window = fill[:, None, None].repeat(1, height, width)
+def _window(plane: Array, top: int, left: int, height: int, width: int, fill: npt.NDArray[np.uint8] | np.uint8) -> Array:
+    """(H, W, ...) -> (height, width, ...) from (top, left) on, `fill` where that is outside."""
+    part = plane[max(0, top) : top + height, max(0, left) : left + width]
+    if part.shape[:2] == (height, width):
+        return np.ascontiguousarray(part)
+    window = np.empty((height, width, *plane.shape[2:]), np.uint8)
+    window[:] = fill
     above, before = max(0, -top), max(0, -left)
-    window[:, above : above + part.shape[1], before : before + part.shape[2]] = part
+    window[above : above + part.shape[0], before : before + part.shape[1]] = part
     return window
 
 
-def _resize(planes: Tensor, height: int, width: int, mode: str) -> Tensor:
-    if planes.shape[1:] == (height, width):
-        return planes
-    resized: Tensor = F.interpolate(planes[None], size=(height, width), mode=mode, antialias=mode == "bilinear")[0]
-    return resized
+def _resize(plane: Array, height: int, width: int, method: Resampling) -> Array:
+    """(H, W, ...) -> (height, width, ...); BILINEAR averages over the whole source area when it shrinks."""
+    if plane.shape[:2] == (height, width):
+        return plane
+    return np.asarray(Image.fromarray(plane).resize((width, height), method))
 
 
-def _jitter(pixels: Tensor, random: np.random.Generator) -> Tensor:
-    """Vary brightness, contrast and saturation of (3, h, w) uint8."""
-    brightness, contrast, saturation = (float(1 + COLOR_JITTER * random.uniform(-1, 1)) for _ in range(3))
-    values = pixels.to(torch.float32) * brightness
-    values = values.mean() + contrast * (values - values.mean())
-    grey = values.mean(dim=0, keepdim=True)
-    values = grey + saturation * (values - grey)
-    return values.round().clamp(0, 255).to(torch.uint8)
+def _jitter(pixels: Array, random: np.random.Generator) -> Array:
+    """Vary brightness, contrast and saturation of (h, w, 3) uint8."""
+    brightness, contrast, saturation = (1 + COLOR_JITTER * random.uniform(-1, 1, size=3)).astype(np.float32)
+    values = pixels.astype(np.float32) * brightness
+    middle = values.mean(dtype=np.float64).astype(np.float32)
+    values = middle + contrast * (values - middle)
+    grey = values.mean(axis=2, keepdims=True)
+    return np.clip(np.rint(grey + saturation * (values - grey)), 0, 255).astype(np.uint8)

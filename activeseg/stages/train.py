@@ -14,7 +14,7 @@ from activeseg.config import ModelSection, TrainingSection
 from activeseg.db import checkpoints, images, truth
 from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
-from activeseg.errors import ActivesegError, CheckpointError, NotReadyError
+from activeseg.errors import CheckpointError, NotReadyError
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, checkpoint_bytes, load_checkpoint, new_segmenter, read_weights
 from activeseg.nn.data import LabeledImage
 from activeseg.nn.device import pick_device
@@ -40,10 +40,12 @@ def train_challenger(workspace: Workspace, *, reason: str, on_progress: Progress
     run = _open_run(workspace, reason)
     try:
         checkpoint, losses = _run(workspace, run, on_progress)
-    except ActivesegError as error:
+    except Exception as error:
+        # Whatever it was (out of memory, a broken image): left as running it would be repeated for ever.
         with workspace.database.write() as session:
             held = session.get_one(TrainingRun, run.id)
-            held.status, held.error, held.ended_at = TrainingStatus.FAILED, str(error)[:1000], now()
+            held.status, held.ended_at = TrainingStatus.FAILED, now()
+            held.error = (str(error) or type(error).__name__)[:1000]
         raise
     details = {
         "model_version": checkpoint.model_version,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
 from activeseg.db import checkpoints, images
+from activeseg.db.browse import ImageDetail, RoundRow, image_detail, label_set_of, rounds_page
 from activeseg.db.models import Checkpoint, Image, ImageStatus
 from activeseg.db.rankings import Cursor, RankingRow, ranking
 from activeseg.errors import ConfigError, ImageError, NotReadyError
@@ -19,7 +20,6 @@ from activeseg.imaging.thumbnails import encode_jpeg, thumbnail
 from activeseg.records import ImageRef
 from activeseg.web.answers import Problem
 from activeseg.web.auth import require_token
-from activeseg.web.reading import ImageDetail, RoundRow, image_detail, label_set_of, rounds_page
 from activeseg.workspace import Workspace
 
 MAX_PAGE = 500

@@ -103,7 +103,7 @@ def test_a_process_killed_again_and_again_still_gets_there(site: Path, tmp_path:
     expected = _dump(site)
     _set_back(site, tmp_path / "saved")
     lives = 0
-    while _work(site, 5) == -signal.SIGKILL:
+    while _work(site, 7) == -signal.SIGKILL:
         lives += 1
         assert lives < 30, "it makes no progress"
     assert lives >= 2

@@ -11,10 +11,11 @@ from zoneinfo import ZoneInfo
 import pytest
 import sqlalchemy as sa
 
+from activeseg.cron import Cron
 from activeseg.db import migrate
 from activeseg.db.database import Database
 from activeseg.db.models import JobRun
-from activeseg.scheduler import Cron, Job, Scheduler
+from activeseg.scheduler import Job, Scheduler
 
 
 @pytest.fixture(scope="session")

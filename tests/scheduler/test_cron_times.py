@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from activeseg.config import ScheduleSection, Settings
+from activeseg.cron import LATEST, Cron
 from activeseg.errors import ConfigError
-from activeseg.scheduler import LATEST, Cron, loop_jobs, schedule_zone
+from activeseg.scheduler import loop_jobs, schedule_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SPRING, AUTUMN = datetime(2025, 3, 30, tzinfo=UTC), datetime(2025, 10, 26, tzinfo=UTC)

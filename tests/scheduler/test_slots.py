@@ -17,12 +17,13 @@ import pytest
 import sqlalchemy as sa
 from apscheduler.triggers.cron import CronTrigger
 
+from activeseg.cron import LATEST, Cron
 from activeseg.db import lease
 from activeseg.db.database import Database
 from activeseg.db.jobs import this_host
 from activeseg.db.models import JobOutcome, JobRun, ScheduleSlot
 from activeseg.errors import LabelStudioUnreachable
-from activeseg.scheduler import LATEST, Cron, Job, Scheduler
+from activeseg.scheduler import Job, Scheduler
 
 NIGHT = datetime(2025, 6, 3, 2, tzinfo=UTC)
 Runs = Callable[[], list[JobRun]]
@@ -34,7 +35,8 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 from activeseg.db.database import Database
-from activeseg.scheduler import Cron, Job, Scheduler
+from activeseg.cron import Cron
+from activeseg.scheduler import Job, Scheduler
 
 job = Job("round", Cron("0 2 * * *", ZoneInfo("UTC"), key="round"), lambda check_stop: "worked")
 scheduler = Scheduler(Database(sys.argv[1]), [job], now=lambda: datetime.fromisoformat(sys.argv[2]))

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from activeseg.db import checkpoints
+from activeseg.db.checkpoints import EvaluationFigures
+from activeseg.db.database import Database
+from activeseg.db.models import Decision, Promotion, Split
+from activeseg.errors import NotReadyError
+from activeseg.records import ClassMetric
+from tests.db.rows import Rows
+
+
+def pointer(database: Database) -> str | None:
+    with database.read() as session:
+        found = checkpoints.champion(session)
+        view = session.scalar(sa.text("SELECT model_version FROM champion"))
+    assert (found.model_version if found else None) == view
+    return view
+
+
+def roll_back(database: Database) -> None:
+    with database.write() as session:
+        previous = checkpoints.previous_champion(session)
+        assert previous is not None
+        checkpoints.decide(session, previous.id, Decision.ROLLED_BACK, "test", decided_by="test")
+
+
+def former(database: Database) -> str | None:
+    with database.read() as session:
+        found = checkpoints.previous_champion(session)
+        return found.model_version if found else None
+
+
+def test_without_a_promotion_there_is_no_champion(database: Database, rows: Rows) -> None:
+    rows.checkpoint("a", Decision.REFUSED)
+    assert pointer(database) is None
+    assert former(database) is None
+    with database.read() as session, pytest.raises(NotReadyError, match="activeseg dataset import"):
+        checkpoints.require_champion(session)
+
+
+def test_a_refusal_leaves_the_champion(database: Database, rows: Rows) -> None:
+    rows.checkpoint("a", Decision.PROMOTED)
+    rows.checkpoint("b", Decision.REFUSED)
+    assert pointer(database) == "a"
+
+
+def test_two_rollbacks_go_two_back(database: Database, rows: Rows) -> None:
+    for version in "abc":
+        rows.checkpoint(version, Decision.PROMOTED)
+    rows.checkpoint("refused", Decision.REFUSED)
+    roll_back(database)
+    assert pointer(database) == "b"
+    roll_back(database)
+    assert pointer(database) == "a"
+    assert former(database) is None
+
+
+def test_a_promotion_after_a_rollback_goes_back_to_where_it_came_from(database: Database, rows: Rows) -> None:
+    rows.checkpoint("a", Decision.PROMOTED)
+    rows.checkpoint("b", Decision.PROMOTED)
+    roll_back(database)
+    rows.checkpoint("c", Decision.PROMOTED)
+    assert former(database) == "a"
+
+
+def test_an_older_checkpoint_promoted_by_hand_goes_back_to_the_newer_one(database: Database, rows: Rows) -> None:
+    first = rows.checkpoint("a", Decision.PROMOTED)
+    rows.checkpoint("b", Decision.PROMOTED)
+    rows.decide(first, Decision.PROMOTED)
+    assert (pointer(database), former(database)) == ("a", "b")
+
+
+def test_promoting_the_champion_again_is_no_step(database: Database, rows: Rows) -> None:
+    rows.checkpoint("a", Decision.PROMOTED)
+    second = rows.checkpoint("b", Decision.PROMOTED)
+    rows.decide(second, Decision.PROMOTED)
+    assert former(database) == "a"
+
+
+def test_a_rollback_to_a_name_takes_back_all_that_came_after(database: Database, rows: Rows) -> None:
+    ids = [rows.checkpoint(version, Decision.PROMOTED) for version in "abcd"]
+    rows.decide(ids[1], Decision.ROLLED_BACK)
+    assert (pointer(database), former(database)) == ("b", "a")
+
+
+def test_a_rollback_to_what_never_served_is_a_step_that_can_be_taken_back(database: Database, rows: Rows) -> None:
+    rows.checkpoint("a", Decision.PROMOTED)
+    rows.decide(rows.checkpoint("b", Decision.REFUSED), Decision.ROLLED_BACK)
+    assert (pointer(database), former(database)) == ("b", "a")
+
+
+def test_a_decision_names_the_champion_it_found(database: Database, rows: Rows) -> None:
+    first, second = rows.checkpoint("a", Decision.PROMOTED), rows.checkpoint("b")
+    with database.write() as session:
+        row = checkpoints.decide(session, second, Decision.PROMOTED, "x" * 900, decided_by="gate", statistics={"low": 0.1})
+    with database.read() as session:
+        held = session.get_one(Promotion, row.id)
+        assert (held.previous_id, held.reason, held.statistics) == (first, "x" * 500, {"low": 0.1})
+
+
+def test_an_unknown_version_names_the_latest(database: Database, rows: Rows) -> None:
+    for number in range(7):
+        rows.checkpoint(f"v{number}")
+    with database.read() as session, pytest.raises(NotReadyError, match=r"no checkpoint 'x'; the latest are: v6, .*v2$"):
+        checkpoints.by_version(session, "x")
+
+
+def test_undecided_are_those_without_any_decision(database: Database, rows: Rows) -> None:
+    rows.checkpoint("a", Decision.REFUSED)
+    rows.checkpoint("b")
+    rows.checkpoint("c", Decision.PROMOTED)
+    rows.checkpoint("d")
+    with database.read() as session:
+        assert [row.model_version for row in checkpoints.undecided(session)] == ["b", "d"]
+
+
+def test_an_evaluation_replaces_the_former_one_of_its_split(database: Database, rows: Rows) -> None:
+    checkpoint = rows.checkpoint("a", Decision.PROMOTED)
+    present = ClassMetric(0, "sky", 0.5, 0.6, 0.7, 10)
+    absent = ClassMetric(1, "ball", None, None, None, 0)
+    for value, classes in ((0.25, [present, absent]), (0.5, [absent])):
+        with database.write() as session:
+            figures = EvaluationFigures({"mean_iou": value}, classes, 3)
+            checkpoints.store_evaluation(session, checkpoint, Split.VAL, figures)
+            checkpoints.store_evaluation(session, checkpoint, Split.TEST, EvaluationFigures({"mean_iou": 0.125}, [], 1))
+    with database.read() as session:
+        found = {(row.metric, row.class_name): row.value for row in checkpoints.evaluations(session, checkpoint, Split.VAL)}
+        assert found == {("mean_iou", "*"): 0.5, ("truth_pixels", "ball"): 0.0}
+        assert [row.value for row in checkpoints.evaluations(session, checkpoint, Split.TEST)] == [0.125]
+
+
+def test_the_overview_marks_the_champion_and_shows_the_last_decision(database: Database, rows: Rows) -> None:
+    first = rows.checkpoint("a", Decision.PROMOTED)
+    second = rows.checkpoint("b", Decision.PROMOTED)
+    rows.checkpoint("c")
+    rows.evaluation(second, 0.5)
+    rows.evaluation(second, 0.9, split=Split.TRAIN)
+    rows.decide(first, Decision.ROLLED_BACK)
+    with database.read() as session:
+        found = checkpoints.overview(session)
+    keys = ("model_version", "champion", "decision", "mean_iou")
+    assert [tuple(row[key] for key in keys) for row in found] == [
+        ("c", False, None, None),
+        ("b", False, Decision.PROMOTED, 0.5),
+        ("a", True, Decision.ROLLED_BACK, None),
+    ]

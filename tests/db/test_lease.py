@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from activeseg.db import lease
+from activeseg.db.database import Database
+from activeseg.db.lease import HeldLease
+from activeseg.db.models import Lease, RequestRow
+from activeseg.errors import LeaseError
+from tests.db.rows import Rows
+
+PATIENCE = 30
+
+
+def expire(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(sa.update(Lease).values(expires_at=0.0))
+
+
+def row(database: Database) -> Lease:
+    with database.read() as session:
+        return session.get_one(Lease, "loop")
+
+
+def requests(database: Database) -> int:
+    with database.read() as session:
+        return session.scalar(sa.select(sa.func.count()).select_from(RequestRow)) or 0
+
+
+def test_only_one_holds_it(database: Database) -> None:
+    held = lease.acquire(database, "loop")
+    with pytest.raises(LeaseError, match=rf"another process is at work .*:{os.getpid()}:"):
+        lease.acquire(database, "loop")
+    assert row(database).token == held.token == 1
+
+
+def test_leases_of_other_names_are_others(database: Database) -> None:
+    lease.acquire(database, "loop")
+    assert lease.acquire(database, "else").token == 1
+
+
+def test_a_released_lease_is_free_at_once_and_its_token_grows(database: Database) -> None:
+    lease.acquire(database, "loop").release()
+    assert lease.acquire(database, "loop").token == 2
+
+
+def test_an_expired_lease_is_taken_over_with_a_larger_token(database: Database) -> None:
+    first = lease.acquire(database, "loop")
+    expire(database)
+    second = lease.acquire(database, "loop")
+    assert second.token == first.token + 1
+    assert not first.renew()
+    assert second.renew()
+
+
+def test_a_former_holder_cannot_release_what_another_holds(database: Database) -> None:
+    first = lease.acquire(database, "loop")
+    expire(database)
+    lease.acquire(database, "loop")
+    first.release()
+    with pytest.raises(LeaseError):
+        lease.acquire(database, "loop")
+
+
+def test_renewing_moves_the_expiry_forward(database: Database) -> None:
+    held = lease.acquire(database, "loop", ttl=5)
+    before = row(database).expires_at
+    held.ttl = 500
+    assert held.renew()
+    assert row(database).expires_at > before + 400
+
+
+def test_a_stale_holders_write_raises_and_leaves_nothing(database: Database, database_url: str) -> None:
+    other = Database(database_url)
+    with lease.holding(database):
+        with database.write() as session:
+            session.add(RequestRow(kind="mine", requested_by="test"))
+        expire(database)
+        with lease.holding(other), pytest.raises(LeaseError, match="went to another process"), database.write() as session:
+            session.add(RequestRow(kind="too late", requested_by="test"))
+        assert requests(database) == 1
+    other.close()
+
+
+def test_reading_needs_no_lease(database: Database, database_url: str) -> None:
+    other = Database(database_url)
+    with lease.holding(database):
+        expire(database)
+        lease.acquire(other, "loop")
+        assert requests(database) == 0
+    other.close()
+
+
+def test_an_expired_lease_that_nobody_took_still_holds(database: Database) -> None:
+    with lease.holding(database):
+        expire(database)
+        with database.write() as session:
+            session.add(RequestRow(kind="mine", requested_by="test"))
+    assert requests(database) == 1
+
+
+def test_holding_again_inside_is_the_same_lease_and_the_outer_one_ends_it(database: Database, database_url: str) -> None:
+    other = Database(database_url)
+    with lease.holding(database) as outer:
+        with lease.holding(database) as inner:
+            assert inner is outer
+        with pytest.raises(LeaseError):
+            lease.acquire(other, "loop")
+    assert database.fence is None
+    assert lease.acquire(other, "loop").token == outer.token + 1
+    other.close()
+
+
+def test_an_exception_releases_it(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), lease.holding(database):
+        _ = 1 / 0
+    assert database.fence is None
+    assert lease.acquire(database, "loop").token == 2
+
+
+def test_who_did_not_get_it_has_no_fence_and_can_try_again(database: Database, database_url: str) -> None:
+    other = Database(database_url)
+    with lease.holding(database):
+        with pytest.raises(LeaseError), lease.holding(other):
+            pytest.fail("two hold the lease")
+        assert other.fence is None
+    with lease.holding(other):
+        pass
+    other.close()
+
+
+def test_a_holder_renews_it_while_it_works(database: Database) -> None:
+    with lease.holding(database, ttl=0.3):
+        first = row(database).expires_at
+        deadline = time.monotonic() + PATIENCE
+        while row(database).expires_at <= first:
+            assert time.monotonic() < deadline, "never renewed"
+            time.sleep(0.02)
+
+
+HOLDER = """
+import sys
+from activeseg.db import lease
+from activeseg.db.database import Database
+from activeseg.db.models import RequestRow
+from activeseg.errors import LeaseError
+database = Database(sys.argv[1])
+with lease.holding(database, ttl=float(sys.argv[2])) as held:
+    print(held.token, flush=True)
+    sys.stdin.readline()
+    try:
+        with database.write() as session:
+            session.add(RequestRow(kind="late", requested_by="holder"))
+        print("written")
+    except LeaseError as error:
+        print("refused", error)
+"""
+
+
+def start_holder(url: str, ttl: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, url, str(ttl)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    return process
+
+
+def eventually(take: Callable[[], HeldLease]) -> HeldLease:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return take()
+        except LeaseError:
+            assert time.monotonic() < deadline, "the lease never became free"
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_holder_is_followed_by_another_process(database: Database, database_url: str) -> None:
+    process = start_holder(database_url, 2.0)
+    with pytest.raises(LeaseError, match=f":{process.pid}:"):
+        lease.acquire(database, "loop")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert eventually(lambda: lease.acquire(database, "loop")).token == 2
+
+
+@pytest.mark.slow
+def test_a_holder_that_was_paused_past_its_expiry_can_no_longer_write(database: Database, database_url: str) -> None:
+    process = start_holder(database_url, 1.0)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        held = eventually(lambda: lease.acquire(database, "loop"))
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert held.token == 2
+    said, _ = process.communicate("\n", timeout=PATIENCE)
+    assert said.startswith("refused")
+    assert requests(database) == 0
+
+
+def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    held = lease.acquire(database, "loop", ttl=3600)
+    with database.write() as session:
+        session.get_one(Lease, "loop").holder = held.holder.replace(f":{os.getpid()}:", f":{gone.pid}:")
+    assert lease.acquire(database, "loop").token == 2
+
+
+@pytest.mark.parametrize("holder", ["elsewhere:999999:abc", "nonsense", ""])
+def test_a_holder_on_another_host_is_waited_for(database: Database, holder: str) -> None:
+    lease.acquire(database, "loop")
+    with database.write() as session:
+        session.get_one(Lease, "loop").holder = holder
+    with pytest.raises(LeaseError):
+        lease.acquire(database, "loop")
