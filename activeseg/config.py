@@ -75,7 +75,7 @@ class ModelSection(Section):
 
     architecture: str = Field("fcn_mobilenet_v2", description="a name of activeseg.nn.zoo")
     width: float = Field(1.0, gt=0, le=4, description="channel multiplier of the encoder (fcn_mobilenet_v2 only)")
-    decoder_stride: Literal[8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
+    decoder_stride: Literal[4, 8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
     short_side: int | None = Field(None, ge=32, le=8192, description="resize the shorter side to this; unset keeps the size")
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406), description="input mean on the 0..1 scale; 0.5 0.5 0.5 is x/127.5-1"

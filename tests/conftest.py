@@ -8,19 +8,22 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
 
 from activeseg.db import migrate
 from activeseg.db.database import Database
+from activeseg.errors import ActivesegError
+from activeseg.labelstudio.server import RunningServer, start_server
 from activeseg.workspace import Workspace
 from tests.factories import WorkspaceFactory
 
 REQUIRED = {name for name in os.environ.get("ACTIVESEG_REQUIRE", "").split(",") if name}
 
 
-def unavailable(part: str, remedy: str) -> None:
+def unavailable(part: str, remedy: str) -> NoReturn:
     """Skip with the remedy; fail where ACTIVESEG_REQUIRE asks for this part."""
     message = f"{part} is not available: {remedy}"
     if part in REQUIRED:
@@ -80,6 +83,18 @@ def _administer(server: sa.URL, statement: str) -> None:
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql(statement)
+
+
+@pytest.fixture(scope="session")
+def labelstudio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real Label Studio with an empty database, installed into the user's cache first if need be."""
+    folder = tmp_path_factory.mktemp("label-studio")
+    try:
+        server = start_server(folder / "data", log=folder / "server.log")
+    except ActivesegError as error:
+        unavailable("labelstudio", str(error))
+    with server:
+        yield server
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class _LeavableFile(io.FileIO):
 
 def _leavable(stream: TextIO | None) -> TextIO:
     if stream is None:  # closed before the program began: `>&-`
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open as standard output
+        return open(os.devnull, "w", encoding="utf-8")
     try:
         raw = _LeavableFile(stream.fileno(), "w", closefd=False)
     except OSError:

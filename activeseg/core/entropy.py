@@ -106,7 +106,8 @@ def reduce_logits(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool 
     channel_entropy, confidence, winner, first, second = likelihoods(_widened(logits))
     largest = logits.shape[1] * math.log(2) if sigmoid else math.log(logits.shape[1])
 
-    channel_entropy.masked_fill_(~valid[:, None], 0.0)
+    # A rounded probability may exceed 1 by an ulp: no statistic of a perfectly sure image may fall below 0 for that.
+    channel_entropy.clamp_(min=0.0).masked_fill_(~valid[:, None], 0.0)
     entropy = channel_entropy.sum(dim=1)  # (N, H, W), 0 at invalid pixels
     grid = _grid_sums(entropy)
     pixels = valid.sum(dim=(1, 2))
@@ -118,8 +119,8 @@ def reduce_logits(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool 
         entropy_sum=grid.sum(dim=1),
         valid_pixels=pixels,
         entropy_share=_pixel_sum(doubtful) / pixels,
-        margin_mean=_pixel_sum((1 - (first - second)).masked_fill(~valid, 0.0)) / pixels,
-        least_confidence_mean=_pixel_sum((1 - first).masked_fill(~valid, 0.0)) / pixels,
+        margin_mean=_pixel_sum((1 - (first - second)).clamp(min=0.0).masked_fill(~valid, 0.0)) / pixels,
+        least_confidence_mean=_pixel_sum((1 - first).clamp(min=0.0).masked_fill(~valid, 0.0)) / pixels,
         grid=grid,
         channel_entropy_sum=_pixel_sum(channel_entropy),
         region_pixels=region_pixels,

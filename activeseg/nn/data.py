@@ -174,4 +174,5 @@ def _jitter(pixels: Array, random: np.random.Generator) -> Array:
     middle = values.mean(dtype=np.float64).astype(np.float32)
     values = middle + contrast * (values - middle)
     grey = values.mean(axis=2, keepdims=True)
-    return np.clip(np.rint(grey + saturation * (values - grey)), 0, 255).astype(np.uint8)
+    varied: Array = np.clip(np.rint(grey + saturation * (values - grey)), 0, 255).astype(np.uint8)
+    return varied

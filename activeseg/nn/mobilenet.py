@@ -12,14 +12,14 @@ from torchvision.models import mobilenet_v2
 from activeseg.nn.geometry import enlarge, extend, pad_input
 
 # The last block of MobileNetV2's `features` at each stride.
-_LAST_BLOCK = {8: 6, 16: 13, 32: 18}
+_LAST_BLOCK = {4: 3, 8: 6, 16: 13, 32: 18}
 
 
 class FCNMobileNetV2(nn.Module):
     """FCN on MobileNetV2.
 
-    width: channel multiplier of the encoder. decoder_stride: stride of the finest score layer (8, 16 or 32); coarser
-    ones are added to it, enlarged bilinearly.
+    width: channel multiplier of the encoder. decoder_stride: stride of the finest score layer (8, 16 or 32 as in FCN;
+    4 for small images with thin things); coarser ones are added to it, enlarged bilinearly.
 
     The input is padded inside, to at least 33 pixels a side and to 1 more than a multiple of decoder_stride, by
     repeating its last row and column.

@@ -32,8 +32,8 @@ def build_model(
         raise ConfigError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     if num_classes < 2:
         raise ConfigError(f"num_classes: expected at least 2, got {num_classes}")
-    if decoder_stride not in (8, 16, 32):
-        raise ConfigError(f"decoder_stride: expected 8, 16 or 32, got {decoder_stride}")
+    if decoder_stride not in (4, 8, 16, 32):
+        raise ConfigError(f"decoder_stride: expected 4, 8, 16 or 32, got {decoder_stride}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module: nn.Module

@@ -355,6 +355,12 @@ def upgrade() -> None:
         sa.Column("region_pixels", sa.Integer(), nullable=False),
         sa.Column("region_entropy_sum", sa.Double(), nullable=False),
         sa.Column("mean_confidence", sa.Double(), nullable=True),
+        sa.CheckConstraint(
+            "channel_entropy_sum >= 0 AND channel_entropy_sum < 1e300", name=op.f("ck_class_scores_channel_entropy_sum_finite")
+        ),
+        sa.CheckConstraint(
+            "region_entropy_sum >= 0 AND region_entropy_sum < 1e300", name=op.f("ck_class_scores_region_entropy_sum_finite")
+        ),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name=op.f("fk_class_scores_image_id")),
         sa.ForeignKeyConstraint(["scoring_config_id"], ["scoring_configs.id"], name=op.f("fk_class_scores_scoring_config_id")),
         sa.PrimaryKeyConstraint("scoring_config_id", "image_id", "class_index", name=op.f("pk_class_scores")),
@@ -466,6 +472,11 @@ def upgrade() -> None:
         sa.Column("grid", sa.JSON(), nullable=False),
         sa.Column("scored_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("entropy_mean >= 0 AND entropy_mean < 1e300", name=op.f("ck_scores_entropy_mean_finite")),
+        sa.CheckConstraint("entropy_share >= 0 AND entropy_share < 1e300", name=op.f("ck_scores_entropy_share_finite")),
+        sa.CheckConstraint("margin_mean >= 0 AND margin_mean < 1e300", name=op.f("ck_scores_margin_mean_finite")),
+        sa.CheckConstraint(
+            "least_confidence_mean >= 0 AND least_confidence_mean < 1e300", name=op.f("ck_scores_least_confidence_mean_finite")
+        ),
         sa.CheckConstraint("entropy_sum >= 0 AND entropy_sum < 1e300", name=op.f("ck_scores_entropy_sum_finite")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name=op.f("fk_scores_image_id")),
         sa.ForeignKeyConstraint(["scoring_config_id"], ["scoring_configs.id"], name=op.f("fk_scores_scoring_config_id")),

@@ -328,3 +328,11 @@ def test_a_valid_mask_of_another_form_is_refused(valid: torch.Tensor) -> None:
 def assert_same(left: BatchStatistics, right: BatchStatistics) -> None:
     for name in BatchStatistics.__slots__:
         torch.testing.assert_close(getattr(left, name), getattr(right, name), equal_nan=True)
+
+
+def test_a_perfectly_sure_image_has_no_statistic_below_zero() -> None:
+    # Softmax of some saturated float32 logits sums to a little more than 1.
+    logits = torch.randn(2, 11, 64, 64, generator=torch.Generator().manual_seed(0)) * 40
+    statistics = reduce_logits(logits)
+    for name in ("entropy_sum", "entropy_share", "margin_mean", "least_confidence_mean", "channel_entropy_sum", "grid"):
+        assert (getattr(statistics, name) >= 0).all(), name

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,11 +12,10 @@ from PIL import Image
 
 from activeseg.core.labels import LabelSet
 from activeseg.demo.annotator import Browser
-from activeseg.errors import ActivesegError
 from activeseg.labelstudio.client import LabelStudioClient, Project
 from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.regions import mask_to_result
-from activeseg.labelstudio.server import RunningServer, start_server
+from activeseg.labelstudio.server import RunningServer
 from activeseg.labelstudio.tasks import task_payload
 
 NAMES = ("sky & <sun>", 'a "quoted"', "Fußweg 歩道", "road", "tree", "sign", "fence", "car", "walker", "rider", "pole", "void")
@@ -26,20 +24,6 @@ COLORS = (
     (240, 50, 230), (210, 245, 60), (0, 128, 128), (128, 0, 0), (20, 20, 20),
 )  # fmt: skip
 _titles = count(1)
-
-
-@pytest.fixture(scope="session")
-def labelstudio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A real Label Studio, installed first if need be. ACTIVESEG_REQUIRE=labelstudio turns a skip into a failure."""
-    folder = tmp_path_factory.mktemp("label-studio")
-    try:
-        server = start_server(folder / "data", log=folder / "server.log")
-    except ActivesegError as error:
-        if "labelstudio" in os.environ.get("ACTIVESEG_REQUIRE", ""):
-            pytest.fail(f"Label Studio is required here: {error}")
-        pytest.skip(str(error))
-    with server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,19 +5,26 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from activeseg.config import toml_value
+from activeseg.config import load_settings, toml_value
+from activeseg.db import labeling
 from activeseg.db.database import Database
+from activeseg.db.models import Task
+from activeseg.labelstudio.registration import open_client, open_project
+from activeseg.workspace import open_workspace
 from tests.canonical import canonical_dump, differences
 from tests.factories import CLASSES, MODEL, TRAINING, write_balls
-from tests.loop.worker import advance, answer
+from tests.loop.worker import advance, advance_with_label_studio, answer
 
 # Processes forked from one that has torch imported but never used: a start costs milliseconds instead of seconds.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "activeseg.loop", "tests.loop.worker"])
+CONTEXT.set_forkserver_preload(["torch", "label_studio_sdk.client", "activeseg.loop", "tests.loop.worker"])
 
 TABLES = {
     "pool": {"images": "pool"},
@@ -43,7 +50,11 @@ def site(tmp_path: Path, migrated_sqlite: Path) -> Path:
 
 
 def _work(config: Path, commits: int | None) -> int:
-    process = CONTEXT.Process(target=advance, args=(config, commits))
+    return _run(advance, config, commits)
+
+
+def _run(work: Callable[..., None], *arguments: object) -> int:
+    process = CONTEXT.Process(target=work, args=arguments)
     process.start()
     process.join(300)
     assert process.exitcode is not None, "the worker hangs"
@@ -108,3 +119,36 @@ def test_a_process_killed_again_and_again_still_gets_there(site: Path, tmp_path:
         assert lives < 30, "it makes no progress"
     assert lives >= 2
     assert differences(expected, _dump(site)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.labelstudio
+def test_a_push_killed_anywhere_sends_every_task_exactly_once(
+    site: Path, tmp_path: Path, with_label_studio: dict[str, Any]
+) -> None:
+    shutil.copytree(site.parent, tmp_path / "saved")
+    # 0: killed with the request in flight; n: killed after the n-th commit.
+    for kill in range(100):
+        _set_back(site, tmp_path / "saved")
+        # A project of its own: keys are the same whenever the same images are asked for in the same project.
+        section = with_label_studio | {"project": f"{with_label_studio['project']} kill {kill}"}
+        text = "".join(f"{key} = {toml_value(value)}\n" for key, value in section.items())
+        site.write_text(site.read_text(encoding="utf-8") + "\n[labelstudio]\n" + text, encoding="utf-8")
+        killed = _run(advance_with_label_studio, site, kill or None, kill == 0) == -signal.SIGKILL
+        assert _run(advance_with_label_studio, site, None, False) == 0, f"the run after kill {kill} failed"
+        _check_tasks(site, f"kill {kill}")
+        if not killed:
+            break
+    assert kill >= 8, "the worker must have been killed at every step of the push"
+
+
+def _check_tasks(config: Path, when: str) -> None:
+    """Every query has one task, the server has that one and no other, and nothing is left in doubt."""
+    with open_workspace(load_settings(config)) as workspace, open_client(workspace.settings) as client:
+        project = open_project(workspace, client)
+        with workspace.database.read() as session:
+            tasks = list(session.scalars(sa.select(Task)))
+            assert labeling.unsettled(session, project.id) == [], when
+        found = client.find_tasks(project.external_project_id, [task.key for task in tasks])
+        assert found == {task.key: [task.external_task_id] for task in tasks}, when
+        assert len(client.task_ids(project.external_project_id)) == len(tasks) == 6, when

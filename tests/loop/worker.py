@@ -6,10 +6,13 @@ import os
 import signal
 from pathlib import Path
 
+import httpx
+
 from activeseg.config import load_settings
 from activeseg.db import lease, rounds
 from activeseg.db.database import Database
 from activeseg.db.models import QueryStatus, RoundStatus
+from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.loop import advance_round
 from activeseg.stages.dataset import import_dataset
 from activeseg.workspace import open_workspace
@@ -42,6 +45,34 @@ def advance(config: Path, commits: int | None) -> None:
         if commits is not None:
             die_after(workspace.database, commits)
         advance_round(workspace, None)
+
+
+class DiesInFlight(httpx.BaseTransport):
+    """Kills this process when the server has made the tasks and before the program learns of it."""
+
+    def __init__(self) -> None:
+        self.inner = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = self.inner.handle_request(request)
+        if request.url.path.endswith("/import") and b"return_task_ids" in request.url.query:
+            response.read()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return response
+
+
+def advance_with_label_studio(config: Path, commits: int | None, dies_in_flight: bool) -> None:
+    """The same with Label Studio; killed after its n-th commit, or with a request for tasks in flight."""
+    settings = load_settings(config)
+    token = settings.labelstudio_token().get_secret_value()
+    transport = DiesInFlight() if dies_in_flight else None
+    with (
+        open_workspace(settings) as workspace,
+        LabelStudioClient(settings.labelstudio.url, token, transport=transport) as client,
+    ):
+        if commits is not None:
+            die_after(workspace.database, commits)
+        advance_round(workspace, client)
 
 
 def answer(config: Path) -> None:

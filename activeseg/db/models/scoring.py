@@ -11,6 +11,7 @@ from activeseg.db.models.columns import Json, Model, UtcDateTime, created, now
 
 # NaN passes `score = score` on PostgreSQL, and sorts first under DESC there; it does not pass `< 1e300`.
 FINITE = "{0} >= 0 AND {0} < 1e300"
+SCORES = ("entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean")
 
 
 class Checkpoint(Model):
@@ -65,8 +66,7 @@ class Score(Model):
 
     __tablename__ = "scores"
     __table_args__ = (
-        sa.CheckConstraint(FINITE.format("entropy_sum"), name="entropy_sum_finite"),
-        sa.CheckConstraint(FINITE.format("entropy_mean"), name="entropy_mean_finite"),
+        *(sa.CheckConstraint(FINITE.format(name), name=f"{name}_finite") for name in SCORES),
         # Created with DESC so that the first page and every keyset page are index range scans.
         sa.Index("ix_scores_ranking", "scoring_config_id", sa.text("entropy_sum DESC"), "image_id"),
         sa.Index("ix_scores_image_id", "image_id"),
@@ -89,6 +89,9 @@ class ClassScoreRow(Model):
     """One class's part of a score; see records.ClassScore."""
 
     __tablename__ = "class_scores"
+    __table_args__ = tuple(
+        sa.CheckConstraint(FINITE.format(name), name=f"{name}_finite") for name in ("channel_entropy_sum", "region_entropy_sum")
+    )
 
     scoring_config_id: Mapped[int] = mapped_column(sa.ForeignKey("scoring_configs.id"), primary_key=True)
     image_id: Mapped[int] = mapped_column(sa.ForeignKey("images.id"), primary_key=True)
