@@ -69,7 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--draw", type=int, help="draw the images with this seed every time: shows how much training alone varies"
     )
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--steps", type=int, default=300, help="optimiser steps")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of the network (default: all cores)")
     options = parser.parse_args()

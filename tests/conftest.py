@@ -20,6 +20,9 @@ from activeseg.labelstudio.server import RunningServer, start_server
 from activeseg.workspace import Workspace
 from tests.factories import WorkspaceFactory
 
+# Before torch is imported: on images this small several threads are slower than one, and on a busy machine much slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REQUIRED = {name for name in os.environ.get("ACTIVESEG_REQUIRE", "").split(",") if name}
 
 

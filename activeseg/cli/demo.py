@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from activeseg.cli.output import AsJson, print_json
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -25,6 +27,7 @@ def demo(
     leave: Annotated[bool, typer.Option("--exit", help="End at once instead of leaving Label Studio running.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Without Label Studio: a first look in about a minute.")] = False,
     state: Annotated[Path, typer.Option("--state", help="Folder for everything the demo makes.")] = Path("activeseg-demo"),
+    as_json: AsJson = False,
 ) -> None:
     """Run the loop end to end: train, score, ask, label (simulated), retrain, promote; three times."""
     from rich.console import Console
@@ -32,10 +35,15 @@ def demo(
     from activeseg.cli.output import listening
     from activeseg.demo.story import DemoOptions, run_demo
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    options = DemoOptions(state, data, rounds, query_size, offline)
+    # With --json the story goes to standard error and the result alone to standard output.
+    console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 120)
+    options = DemoOptions(state, data, rounds, query_size, offline, stays=not leave)
     with listening() as listener:
-        server = run_demo(options, console, listener)
+        result = run_demo(options, console, listener)
+    server = result.server
+    if as_json:
+        where = {"url": server.url, "email": server.email} if server and not leave else None
+        print_json({"state": str(state.absolute()), "curve": result.curve, "seconds": result.seconds, "label_studio": where})
     if server is None:
         return
     if leave:

@@ -57,7 +57,7 @@ def _print_status(data: dict[str, Any]) -> None:
         typer.echo("champion     none yet")
     images = ", ".join(f"{name} {count}" for name, count in data["images"].items())
     typer.echo(f"images       {images or 'none'}")
-    typer.echo(f"annotations  {data['annotations']} count, {data['new_annotations']} new since the last training")
+    typer.echo(f"annotations  {data['annotations']} that count, {data['new_annotations']} of them not trained on yet")
     typer.echo(f"coverage     {data['coverage']:.0%} of the pool scored" if data["coverage"] is not None else "coverage     -")
     for line in data["next"]:
         typer.echo(f"next         {line}")

@@ -25,7 +25,7 @@ from activeseg.db.models import QueryStatus, Round, RoundStatus, Split
 from activeseg.demo.layout import Sizes, copy_dataset
 from activeseg.demo.recipe import DEMO_RECIPE, REAL_RECIPE, DemoRecipe
 from activeseg.demo.scenes import write_scenes
-from activeseg.demo.telling import print_curve, print_ending, print_ranking, print_round
+from activeseg.demo.telling import learning_curve, print_curve, print_ending, print_ranking, print_round
 from activeseg.errors import ActivesegError, NotReadyError
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.registration import open_client, open_project
@@ -43,13 +43,24 @@ ANNOTATOR = "annotator@example.com"
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What `activeseg demo` was asked for. data: a labelled dataset, or None for synthetic scenes."""
+    """What `activeseg demo` was asked for. data: a labelled dataset, or None for synthetic scenes. stays: Label Studio is
+    left running, so where it is and how to log in is worth telling."""
 
     state: Path
     data: Path | None
     rounds: int
     query_size: int
     offline: bool
+    stays: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What a demo made. curve: a row per trained checkpoint. server: the Label Studio that runs, None offline."""
+
+    curve: list[dict[str, Any]]
+    seconds: dict[str, float]
+    server: RunningServer | None
 
 
 @dataclass
@@ -92,8 +103,8 @@ class Story:
             self.say("  " + report.sentence())
 
 
-def run_demo(options: DemoOptions, console: Console, listener: Listener) -> RunningServer | None:
-    """Run the demo to its end; returns the Label Studio it leaves running, which the caller stops."""
+def run_demo(options: DemoOptions, console: Console, listener: Listener) -> DemoResult:
+    """Run the demo to its end. The Label Studio in the result still runs; the caller stops it."""
     story = Story(options, console, listener)
     listener.report = story.heard
     state = options.state.absolute()
@@ -107,15 +118,15 @@ def run_demo(options: DemoOptions, console: Console, listener: Listener) -> Runn
         with story.clock.measure("wait for Label Studio"):
             server = starting.wait(story)
     try:
-        _tell_rounds(story, state, recipe, server)
+        curve = _tell_rounds(story, state, recipe, server)
     except BaseException:
         if server is not None:
             server.stop()
         raise
-    return server
+    return DemoResult(curve, story.clock.seconds, server)
 
 
-def _tell_rounds(story: Story, state: Path, recipe: DemoRecipe, server: RunningServer | None) -> None:
+def _tell_rounds(story: Story, state: Path, recipe: DemoRecipe, server: RunningServer | None) -> list[dict[str, Any]]:
     settings = _prepare_settings(story.options, state, recipe, steps=recipe.training.steps, server=server)
     with open_workspace(settings) as workspace, _client(settings, server) as client:
         while (number := _next_round(workspace, story.options.rounds)) is not None:
@@ -128,7 +139,9 @@ def _tell_rounds(story: Story, state: Path, recipe: DemoRecipe, server: RunningS
             advance_round(workspace, client, open_new=False, listener=story.listener)
             print_round(story.console, workspace, row)
         print_curve(story.console, workspace, state)
-        print_ending(story.console, workspace, state, story.clock.seconds, server, client)
+        stays = server if story.options.stays else None
+        print_ending(story.console, workspace, state, story.clock.seconds, stays, client)
+        return learning_curve(workspace)
 
 
 def _next_round(workspace: Workspace, wanted: int) -> int | None:

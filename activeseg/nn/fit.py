@@ -36,6 +36,9 @@ AUX_WEIGHT = 0.5
 NumberedTruth = tuple[int, npt.NDArray[np.uint8]]
 
 
+Batch = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """How training went. losses: mean cross entropy per labelled pixel in nats, one per step."""
@@ -80,7 +83,7 @@ def fit(
     losses: list[float] = []
     with _training_mode(module), _own_random_state(config.seed, device):
         draw = partial(draw_batch, samples, config)
-        for step, (pixels, targets) in enumerate(map_ahead(draw, range(config.steps), workers=1, ahead=2)):
+        for step, (pixels, targets) in enumerate(_drawn(draw, config.steps, device)):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * _lr_factor(step, config)
             with autocast(device, precision):
@@ -94,6 +97,14 @@ def fit(
             if on_step is not None:
                 on_step(step + 1, losses[-1])
     return FitResult(tuple(losses), len(losses), time.monotonic() - started)
+
+
+def _drawn(draw: Callable[[int], Batch], steps: int, device: torch.device) -> Iterator[Batch]:
+    """The batches of all steps. Beside a GPU they are drawn ahead, on a thread; on a CPU they are drawn in turn, because
+    there a second thread takes the cores from the step: 160 ms a step instead of 73 on two cores."""
+    if device.type == "cpu":
+        return map(draw, range(steps))
+    return map_ahead(draw, range(steps), workers=1, ahead=2)
 
 
 def evaluate(

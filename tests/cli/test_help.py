@@ -43,7 +43,7 @@ def test_a_command_explains_itself_and_its_options(name: str) -> None:
     assert undocumented == []
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS - {"demo"}))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_can_print_json(name: str) -> None:
     assert "--json" in {option for parameter in FOUND[name].params for option in parameter.opts}
 

@@ -11,9 +11,7 @@ from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Score
 from tests.db.rows import Rows
 
 
-@pytest.mark.parametrize(
-    "column", ["entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean"]
-)
+@pytest.mark.parametrize("column", ["entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.001])
 def test_scores_that_are_no_finite_positive_number_are_refused(
     database: Database, rows: Rows, column: str, value: float

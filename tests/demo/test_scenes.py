@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,10 @@ def _train(scenes: list[Scene]) -> Segmenter:
     module = build_model(model.architecture, SCENE_CLASSES.num_classes, width=model.width, decoder_stride=model.decoder_stride)
     segmenter = Segmenter(spec, module, "test")
     config = DEMO_RECIPE.training.model_copy(update={"steps": STEPS})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # the one training in the suite that is worth them
     fit(segmenter, _labeled(scenes), config, device=CPU, precision="float32")
+    torch.set_num_threads(threads)
     return segmenter
 
 

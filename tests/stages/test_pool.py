@@ -1,0 +1,124 @@
+"""Files become images rows; what cannot be read is set aside with a reason and never stops the rest."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from PIL import Image as Pillow
+
+from activeseg.db.models import Image, ImageStatus, Split
+from activeseg.errors import ConfigError, NotReadyError
+from activeseg.stages.pool import sync_pool
+from activeseg.workspace import Workspace
+from tests.factories import draw_ball
+from tests.imaging.corpus import bad_cases, good_cases
+
+Make = Callable[..., Workspace]
+
+
+def rows(workspace: Workspace) -> dict[str, Image]:
+    """The newest row of each file, by file name."""
+    with workspace.database.read() as session:
+        return {Path(image.uri).name: image for image in session.scalars(sa.select(Image).order_by(Image.id))}
+
+
+def test_every_image_becomes_a_row_with_size_hash_and_group(make_workspace: Make) -> None:
+    workspace = make_workspace(pool=5, pool_section={"group_pattern": r"ball_00(0)"})
+    assert sync_pool(workspace).written == 5
+    image = rows(workspace)["ball_0003.png"]
+    assert (image.width, image.height, image.split, image.status) == (64, 48, Split.POOL, ImageStatus.ACTIVE)
+    assert (len(image.sha256), image.group_name) == (64, "0")
+    assert sync_pool(workspace).written == 0
+
+
+def test_broken_files_are_quarantined_with_a_reason_and_never_fail_the_run(make_sqlite_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=3)
+    bad, good = bad_cases(), good_cases()
+    names = {}
+    for number, case in enumerate([*bad, *good]):
+        name = f"case_{number:03}.png"
+        names[name] = number < len(bad)
+        (tmp_path / "pool" / name).write_bytes(case.data)
+    report = sync_pool(workspace)
+    assert report.failed == len(bad) >= 25
+    found = rows(workspace)
+    for name, is_bad in names.items():
+        assert found[name].status == (ImageStatus.QUARANTINED if is_bad else ImageStatus.ACTIVE), name
+        assert bool(found[name].reason) == is_bad
+    assert sync_pool(workspace).written == 0
+
+
+@pytest.mark.parametrize(("limits", "told"), [({"max_pixels": 1000}, "max_pixels"), ({"max_bytes": 500}, "max_bytes")])
+def test_images_over_a_limit_are_quarantined_and_name_the_setting(
+    make_sqlite_workspace: Make, limits: dict[str, int], told: str
+) -> None:
+    workspace = make_sqlite_workspace(pool=2, pool_section=limits)
+    assert sync_pool(workspace).failed == 2
+    assert all(told in (image.reason or "") for image in rows(workspace).values())
+
+
+def test_a_rotated_photograph_is_registered_as_it_is_seen(make_sqlite_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.fromarray(draw_ball(1)[0]).save(tmp_path / "pool" / "turned.jpg", exif=exif)
+    sync_pool(workspace)
+    assert (rows(workspace)["turned.jpg"].width, rows(workspace)["turned.jpg"].height) == (48, 64)
+
+
+def test_changed_bytes_make_a_new_row_and_supersede_the_old_one(make_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_workspace(pool=2)
+    sync_pool(workspace)
+    Pillow.fromarray(draw_ball(99)[0]).save(tmp_path / "pool" / "ball_0000.png")
+    sync_pool(workspace)
+    with workspace.database.read() as session:
+        of_file = sa.select(Image.status).where(Image.uri.endswith("ball_0000.png")).order_by(Image.id)
+        assert session.scalars(of_file).all() == [ImageStatus.SUPERSEDED, ImageStatus.ACTIVE]
+
+
+def test_a_file_that_vanishes_is_missing_and_comes_back(make_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_workspace(pool=3)
+    sync_pool(workspace)
+    file = tmp_path / "pool" / "ball_0001.png"
+    data = file.read_bytes()
+    file.unlink()
+    assert sync_pool(workspace).details["missing"] == 1
+    assert rows(workspace)["ball_0001.png"].status == ImageStatus.MISSING
+    file.write_bytes(data)
+    assert sync_pool(workspace).details["returned"] == 1
+    assert Counter(image.status for image in rows(workspace).values()) == {ImageStatus.ACTIVE: 3}
+
+
+def test_an_empty_pool_says_what_to_do(make_sqlite_workspace: Make) -> None:
+    with pytest.raises(NotReadyError, match="put images there"):
+        sync_pool(make_sqlite_workspace(pool=0))
+
+
+def test_a_pool_that_is_not_mounted_quarantines_nothing(make_sqlite_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=2)
+    sync_pool(workspace)
+    (tmp_path / "pool").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="mounted"):
+        sync_pool(make_sqlite_workspace(pool=0, pool_section={"images": "gone"}))
+    assert {image.status for image in rows(workspace).values()} == {ImageStatus.ACTIVE}
+
+
+def test_a_bad_group_pattern_is_a_setting_error(make_sqlite_workspace: Make) -> None:
+    with pytest.raises(ConfigError, match="group_pattern"):
+        sync_pool(make_sqlite_workspace(pool=1, pool_section={"group_pattern": "("}))
+
+
+def test_cmyk_and_sixteen_bit_images_are_read(make_sqlite_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    buffer = io.BytesIO()
+    Pillow.fromarray(draw_ball(1)[0]).convert("CMYK").save(buffer, "JPEG")
+    (tmp_path / "pool" / "cmyk.jpg").write_bytes(buffer.getvalue())
+    Pillow.fromarray((np.arange(48 * 64, dtype=np.uint16) * 21).reshape(48, 64)).save(tmp_path / "pool" / "deep.png")
+    sync_pool(workspace)
+    assert {rows(workspace)[name].status for name in ("cmyk.jpg", "deep.png")} == {ImageStatus.ACTIVE}

@@ -1,0 +1,125 @@
+"""A worse model never serves; every decision leaves its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from activeseg.config import PromotionSection
+from activeseg.core.labels import LabelSet
+from activeseg.core.metrics import ConfusionMatrix
+from activeseg.db import checkpoints
+from activeseg.db.models import Decision, Evaluation, Promotion, Split, TrainingRun, TrainingStatus
+from activeseg.errors import LabelSetMismatch, NotReadyError
+from activeseg.nn.fit import Evaluation as Measured
+from activeseg.stages.promote import evaluate_checkpoint, gate, promote_challengers
+from activeseg.stages.train import train_challenger
+from activeseg.workspace import Workspace
+
+LABELS = LabelSet(("a", "b", "c"), ((0, 0, 0),) * 3)
+Make = Callable[..., Workspace]
+
+
+def measured(errors: list[float], *, rare: float | None = None, images: int = 30) -> Measured:
+    """An evaluation of images whose share of wrong pixels per class is `errors`; `rare`: class c is wrong that often."""
+    random = np.random.default_rng(0)
+    matrices = []
+    for _ in range(images):
+        matrix = np.zeros((3, 3), np.int64)
+        for index, error in enumerate([*errors, errors[0]] if rare is None else [*errors, rare]):
+            wrong = round(1000 * error * random.uniform(0.9, 1.1))
+            matrix[index, index], matrix[index, (index + 1) % 3] = 1000 - wrong, wrong
+        matrices.append(matrix)
+    total = ConfusionMatrix(3)
+    import torch
+
+    total.matrix = torch.from_numpy(np.sum(matrices, axis=0))
+    return Measured(total.compute(), np.stack(matrices), tuple(range(images)))
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "promoted", "told"),
+    [
+        (measured([0.3, 0.3]), measured([0.2, 0.2]), True, "mIoU"),
+        (measured([0.2, 0.2]), measured([0.2, 0.2]), True, "mIoU"),
+        (measured([0.2, 0.2]), measured([0.3, 0.3]), False, "may lose more than"),
+        # Better on average, but one class falls far.
+        (measured([0.5, 0.5], rare=0.05), measured([0.1, 0.1], rare=0.7), False, "c lost more than"),
+    ],
+)
+def test_better_and_equal_models_are_promoted_worse_ones_refused(
+    champion: Measured, challenger: Measured, promoted: bool, told: str
+) -> None:
+    verdict = gate(champion, challenger, PromotionSection(), LABELS)
+    assert (verdict.promoted, told in verdict.reason) == (promoted, True), verdict.reason
+    assert verdict.statistics["low"] <= verdict.statistics["difference"] <= verdict.statistics["high"]
+
+
+def test_classes_too_small_to_measure_have_no_floor() -> None:
+    before, after = measured([0.5, 0.5], rare=0.05), measured([0.1, 0.1], rare=0.7)
+    assert gate(before, after, PromotionSection(floor_min_pixels=10**9), LABELS).promoted
+
+
+def test_without_validation_images_only_the_first_checkpoint_is_promoted(
+    make_workspace: Make, import_balls: Callable[..., None]
+) -> None:
+    workspace = make_workspace()
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    for _ in range(2):
+        train_challenger(workspace, reason="test")
+        promote_challengers(workspace)
+    with workspace.database.read() as session:
+        decisions = [(row.decision, row.reason[:5]) for row in session.scalars(sa.select(Promotion).order_by(Promotion.id))]
+        assert checkpoints.require_champion(session).id == 1
+    assert decisions == [(Decision.PROMOTED, "first"), (Decision.REFUSED, "no va")]
+
+
+def test_evaluating_twice_replaces_the_figures(make_workspace: Make, train_champion: Callable[[Workspace], None]) -> None:
+    workspace = make_workspace()
+    train_champion(workspace)
+    with workspace.database.read() as session:
+        champion = checkpoints.require_champion(session)
+        before = session.scalars(sa.select(Evaluation)).all()
+    evaluate_checkpoint(workspace, champion)
+    with workspace.database.read() as session:
+        after = session.scalars(sa.select(Evaluation)).all()
+    assert [(row.metric, row.class_name, row.value) for row in before] == [(r.metric, r.class_name, r.value) for r in after]
+    assert ("mean_iou", "*") in {(row.metric, row.class_name) for row in after}
+
+
+def test_a_class_list_that_does_not_match_the_checkpoint_is_refused(
+    make_sqlite_workspace: Make, train_champion: Callable[[Workspace], None], tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace()
+    train_champion(workspace)
+    (tmp_path / "classes.txt").write_text("sky\nground\ncube\nvoid ignore\n")
+    other = Workspace(workspace.settings, workspace.database)
+    with workspace.database.read() as session:
+        champion = checkpoints.require_champion(session)
+    with pytest.raises(LabelSetMismatch, match="cube"):
+        evaluate_checkpoint(other, champion)
+
+
+def test_a_failed_training_says_why_in_its_row(
+    make_sqlite_workspace: Make, import_balls: Callable[..., None], tmp_path
+) -> None:
+    workspace = make_sqlite_workspace()
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    (tmp_path / "train-images" / "ball_0101.png").write_bytes(b"broken")
+    with pytest.raises(Exception, match="changed"):
+        train_challenger(workspace, reason="test")
+    with workspace.database.read() as session:
+        run = session.scalars(sa.select(TrainingRun)).one()
+    assert run.status == TrainingStatus.FAILED
+    assert "changed" in (run.error or "")
+
+
+def test_too_few_images_are_told(make_sqlite_workspace: Make, import_balls: Callable[..., None]) -> None:
+    workspace = make_sqlite_workspace()
+    import_balls(workspace, range(100, 102), Split.TRAIN)
+    with pytest.raises(NotReadyError, match="min_train asks for 4"):
+        train_challenger(workspace, reason="test")
