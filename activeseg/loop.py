@@ -1,6 +1,7 @@
 """advance_round(): the only place where stages meet. It owns the lease, the order of things and what a failure leaves.
 
-    sync pool -> pull -> split -> (train -> promote, if due) -> finish begun rounds -> score -> (open a round, if due)
+    sync pool -> pull -> split -> (train -> promote -> refresh open tasks, if due) -> finish begun rounds -> score
+    -> (open a round, if due)
 
 Every step looks at the tables for what is left to do, so a process killed anywhere goes on where it stopped, and a
 second call with nothing new writes nothing.
@@ -15,17 +16,18 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from activeseg.db import checkpoints, images, lease, rounds, scores, truth
-from activeseg.db.models import ImageStatus, Query, QueryStatus, Round, RoundStatus, Split
+from activeseg.db import checkpoints, lease, rounds, scores, truth
+from activeseg.db.models import Query, QueryStatus, Round, RoundStatus, Split
 from activeseg.db.models.columns import now
-from activeseg.errors import ActivesegError, LabelStudioDoubt, NotReadyError
+from activeseg.errors import ActivesegError, LabelStudioDoubt, LeaseError, NotReadyError
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.records import QueryItem, StageReport
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.promote import promote_challengers
 from activeseg.stages.pull import pull_annotations
 from activeseg.stages.push import predict_round, push_round
-from activeseg.stages.rank import candidates_left, choose_images, rank_round
+from activeseg.stages.rank import choose_images, rank_round
+from activeseg.stages.refresh import refresh_open_tasks
 from activeseg.stages.score import score_pool, scoring_definition
 from activeseg.stages.split import assign_splits
 from activeseg.stages.train import train_challenger
@@ -60,7 +62,8 @@ def advance_round(
     client: None works without Label Studio: queries are handed out in the database and answered by
     `activeseg dataset import --split query`. open_new: False finishes what was begun and opens no further round.
     full_pull: compare all of Label Studio's annotations, not only those that say they changed.
-    Raises LeaseError where another process is at work, NotReadyError for an empty pool.
+    A step that fails does not keep the others from being done; its error (the first, of several) is raised at the end.
+    Raises LeaseError at once where another process is at work, NotReadyError for an empty pool.
     """
     listener = listener or Listener()
     reports: list[StageReport] = []
@@ -69,17 +72,49 @@ def advance_round(
         reports.append(report)
         listener.report(report)
 
+    failures = _Failures()
     with lease.holding(workspace.database):
-        note(sync_pool(workspace))
-        collect(workspace, client, note, full=full_pull)
-        _train_and_promote(workspace, note, listener, retry_failed=True)
+        with failures.kept():
+            note(sync_pool(workspace))
+        # A pool that cannot be read must not be scored: every image of it would be set aside.
+        readable = not failures.errors
+        with failures.kept():
+            collect(workspace, client, note, full=full_pull)
+        with failures.kept():
+            _train_and_promote(workspace, client, note, listener, retry_failed=True)
         for row in _begun(workspace):
-            _carry_on(workspace, row, client, note, listener)
-        if _has_champion(workspace):
-            note(score_pool(workspace, on_progress=listener.of("score")))
-        if open_new and (opened := open_round_if_due(workspace)) is not None:
-            _carry_on(workspace, opened, client, note, listener)
+            with failures.kept():
+                _carry_on(workspace, row, client, note, listener)
+        if readable and _has_champion(workspace):
+            with failures.kept():
+                note(score_pool(workspace, on_progress=listener.of("score")))
+        if readable and open_new and (opened := open_round_if_due(workspace)) is not None:
+            with failures.kept():
+                _carry_on(workspace, opened, client, note, listener)
+    failures.raise_first()
     return reports
+
+
+class _Failures:
+    """Errors of steps that others do not depend on: Label Studio being away is no reason not to score."""
+
+    def __init__(self) -> None:
+        self.errors: list[ActivesegError] = []
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep an error for later. Losing the lease ends everything at once."""
+        try:
+            yield
+        except LeaseError:
+            raise
+        except ActivesegError as error:
+            self.errors.append(error)
+
+    def raise_first(self) -> None:
+        """Raise the first error there was."""
+        if self.errors:
+            raise self.errors[0]
 
 
 def collect_and_train(
@@ -98,17 +133,24 @@ def collect_and_train(
 
     with lease.holding(workspace.database):
         collect(workspace, client, note)
-        _train_and_promote(workspace, note, listener, retry_failed=False)
+        _train_and_promote(workspace, client, note, listener, retry_failed=False)
     return reports
 
 
 def _train_and_promote(
-    workspace: Workspace, note: Callable[[StageReport], None], listener: Listener, *, retry_failed: bool
+    workspace: Workspace,
+    client: LabelStudioClient | None,
+    note: Callable[[StageReport], None],
+    listener: Listener,
+    *,
+    retry_failed: bool,
 ) -> None:
     if reason := training_due(workspace, retry_failed=retry_failed):
         note(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
     if _has_challengers(workspace):
         note(promote_challengers(workspace))
+    if client is not None:
+        note(refresh_open_tasks(workspace, client))
 
 
 def collect(
@@ -139,7 +181,7 @@ def training_due(workspace: Workspace, *, retry_failed: bool = True) -> str | No
             return "interrupted"
         new = truth.untrained(session, retry_failed=retry_failed)
         latest = checkpoints.latest_training(session)
-        labeled = images.count_by_status(session).get((Split.TRAIN, ImageStatus.ACTIVE), 0)
+        labeled = len(truth.current(session, split=Split.TRAIN))
     if new == 0 or labeled < rules.min_train:
         return None
     if latest is None:
@@ -187,7 +229,7 @@ def preview_query(workspace: Workspace, size: int | None) -> list[QueryItem]:
 def _open_round(workspace: Workspace, session: Session, size: int | None) -> Round | None:
     """Write the next round's row, if there is anything to ask about."""
     row = _plan_round(workspace, session, size)
-    if row is None or not candidates_left(session, row):
+    if row is None or not scores.has_candidates(session, row.scoring_config_id):
         return None
     session.add(row)
     session.flush()
@@ -222,7 +264,10 @@ def finish_round(
 ) -> Iterator[StageReport]:
     """Take a begun round as far as annotators; yields each stage's report."""
     if row.status == RoundStatus.OPEN:
-        yield rank_round(workspace, row.id)
+        ranked = rank_round(workspace, row.id)
+        yield ranked
+        if ranked.details.get("closed"):
+            return
     yield predict_round(workspace, row.id)
     if client is None:
         yield hand_out(workspace, row.id)

@@ -177,6 +177,9 @@ class Scheduler:
         try:
             with self.database.write() as session:
                 jobs.end_run(session, run_id, outcome, message, at=result.ended_at)
+                if outcome is JobOutcome.BUSY and job.catches_up and planned_at is not None:
+                    # Somebody else was at work, perhaps on something smaller: the next look back tries again.
+                    jobs.release_slot(session, job.name, planned_at)
         except Exception:
             self._log.exception("job %s: its outcome could not be recorded", job.name)
         self.report(result)

@@ -60,7 +60,12 @@ class Workspace:
     def _source_of(self, uri: str) -> ImageSource:
         # Imported datasets lie outside the pool; their folder is opened for the one file.
         inside = uri.startswith(self.settings.images_uri.rstrip("/") + "/")
-        return self.pool_source if inside else open_source(uri.rsplit("/", 1)[0] or "/")
+        if inside:
+            return self.pool_source
+        try:
+            return open_source(uri.rsplit("/", 1)[0] or "/")
+        except ConfigError as error:
+            raise ImageError(f"its folder outside the pool is gone ({error})") from error
 
     def read_bytes(self, ref: ImageRef) -> bytes:
         """The bytes of an image, proven to be those that were registered.

@@ -131,7 +131,6 @@ def _device(settings: Settings) -> str:
 
 def _champion(settings: Settings) -> str:
     from activeseg.db import checkpoints
-    from activeseg.stages.promote import check_labels
     from activeseg.workspace import open_workspace
 
     with open_workspace(settings) as workspace:
@@ -139,7 +138,7 @@ def _champion(settings: Settings) -> str:
             champion = checkpoints.champion(session)
         if champion is None:
             raise _Warning("none yet: import labelled images and `activeseg train`, or let `activeseg round run` ask for some")
-        check_labels(workspace, champion)
+        checkpoints.require_labels(champion, workspace.label_set)
         workspace.artifacts.read(champion.location, sha256=champion.sha256)
     return f"{champion.model_version}, weights intact, classes match"
 

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.core.labels import LabelSet
 from activeseg.db.models import (
     ALL_CLASSES,
     Checkpoint,
@@ -21,7 +22,7 @@ from activeseg.db.models import (
     TrainingStatus,
 )
 from activeseg.db.models.columns import now
-from activeseg.errors import NotReadyError
+from activeseg.errors import LabelSetMismatch, NotReadyError
 from activeseg.records import ClassMetric
 
 
@@ -35,6 +36,16 @@ def champion(session: Session) -> Checkpoint | None:
         .limit(1)
     )
     return session.scalar(statement)
+
+
+def require_labels(checkpoint: Checkpoint, label_set: LabelSet) -> None:
+    """Raise LabelSetMismatch where a checkpoint's classes are not the configured ones."""
+    theirs = LabelSet.from_dict(checkpoint.spec["label_set"])
+    if (theirs.names, theirs.ignore_index) != (label_set.names, label_set.ignore_index):
+        raise LabelSetMismatch(
+            f"checkpoint {checkpoint.model_version} knows the classes {', '.join(theirs.names)}; "
+            f"the class list has {', '.join(label_set.names)}: train a new checkpoint or restore the list"
+        )
 
 
 def require_champion(session: Session) -> Checkpoint:
@@ -55,11 +66,6 @@ def by_version(session: Session, model_version: str) -> Checkpoint:
         known = list(session.scalars(sa.select(Checkpoint.model_version).order_by(Checkpoint.id.desc()).limit(5)))
         raise NotReadyError(f"no checkpoint {model_version!r}; the latest are: {', '.join(known) or 'none'}")
     return found
-
-
-def all_checkpoints(session: Session) -> list[Checkpoint]:
-    """Every checkpoint, oldest first."""
-    return list(session.scalars(sa.select(Checkpoint).order_by(Checkpoint.id)))
 
 
 def previous_champion(session: Session) -> Checkpoint | None:

@@ -44,9 +44,10 @@ def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
 
 
 def active_uris(session: Session, prefix: str) -> dict[str, int]:
-    """uri -> image id of active and quarantined images below `prefix`."""
+    """uri -> image id of active and quarantined images of the pool and of whatever else lies below `prefix`."""
     statement = sa.select(Image.uri, Image.id).where(
-        Image.uri.startswith(prefix, autoescape=True), Image.status.in_([ImageStatus.ACTIVE, ImageStatus.QUARANTINED])
+        sa.or_(Image.uri.startswith(prefix, autoescape=True), Image.split == Split.POOL),
+        Image.status.in_([ImageStatus.ACTIVE, ImageStatus.QUARANTINED]),
     )
     return {row.uri: row.id for row in session.execute(statement)}
 

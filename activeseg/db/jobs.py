@@ -31,6 +31,11 @@ def claim_slot(session: Session, job: str, planned_at: datetime, *, at: datetime
     return start_run(session, job, planned_at, at=at)
 
 
+def release_slot(session: Session, job: str, planned_at: datetime) -> None:
+    """Give a planned time back, so that it may be claimed again."""
+    session.execute(sa.delete(ScheduleSlot).where(ScheduleSlot.job == job, ScheduleSlot.planned_at == planned_at))
+
+
 def start_run(session: Session, job: str, planned_at: datetime | None, *, at: datetime) -> int:
     """Record that this process runs a job now (planned_at None: asked for by hand); returns the run's id."""
     row = JobRun(job=job, planned_at=planned_at, host=this_host(), pid=os.getpid(), outcome=JobOutcome.RUNNING, started_at=at)

@@ -12,16 +12,20 @@ from sqlalchemy.orm import Session
 from activeseg.db.images import blocks
 from activeseg.db.models import (
     Image,
+    ImageStatus,
     JournalState,
     LabelingProject,
     Prediction,
     PushJournal,
     Query,
     QueryStatus,
+    Round,
+    Split,
     Task,
     TaskStatus,
 )
 from activeseg.db.models.columns import now
+from activeseg.db.truth import CURRENT
 from activeseg.records import ImageRef
 
 
@@ -44,9 +48,41 @@ def project(session: Session, instance_key: str, external_id: int) -> LabelingPr
     return session.scalar(statement)
 
 
-def latest_project(session: Session) -> LabelingProject | None:
-    """The project pushed to last."""
-    return session.scalar(sa.select(LabelingProject).order_by(LabelingProject.id.desc()).limit(1))
+@dataclass(frozen=True, slots=True)
+class OpenTask:
+    """A task that waits for annotators."""
+
+    task: Task
+    image: ImageRef
+    shown_order: int
+    query_size: int
+
+
+def open_tasks_without(session: Session, source: str) -> list[OpenTask]:
+    """Pushed tasks nobody has answered that show another prediction than one from `source`, or none."""
+    shown = sa.select(Prediction.source).where(Prediction.id == Task.prediction_id).scalar_subquery()
+    statement = (
+        sa.select(Task, Image, Query.shown_order, Round.query_size)
+        .join(Query, Query.id == Task.query_id)
+        .join(Round, Round.id == Query.round_id)
+        .join(Image, Image.id == Query.image_id)
+        .where(Task.status == TaskStatus.PUSHED, Query.status == QueryStatus.PUSHED, Image.status == ImageStatus.ACTIVE)
+        .where(sa.func.coalesce(shown, "") != source)
+        .order_by(Task.id)
+    )
+    return [
+        OpenTask(task, ImageRef(image.id, image.uri, image.sha256), order, size)
+        for task, image, order, size in session.execute(statement)
+    ]
+
+
+def others_with_open_tasks(session: Session, labeling_project_id: int) -> list[LabelingProject]:
+    """Former projects (another title, a rebuilt server) whose tasks still wait for annotators."""
+    waiting = sa.exists().where(
+        Task.labeling_project_id == LabelingProject.id, Query.id == Task.query_id, Query.status == QueryStatus.PUSHED
+    )
+    statement = sa.select(LabelingProject).where(LabelingProject.id != labeling_project_id, waiting)
+    return list(session.scalars(statement.order_by(LabelingProject.id)))
 
 
 def store_prediction(session: Session, prediction: Prediction) -> Prediction:
@@ -70,29 +106,17 @@ def predictions_of(session: Session, source: str, image_ids: Sequence[int]) -> d
 
 
 def plan_task(session: Session, task: Task) -> Task:
-    """Insert the planned task of a query, or return the one it has."""
+    """Insert the planned task of a query, or return the one it has; one planned for another project moves to this one."""
     found = session.scalar(sa.select(Task).where(Task.query_id == task.query_id))
     if found is not None:
+        if found.status == TaskStatus.PLANNED and found.labeling_project_id != task.labeling_project_id:
+            found.labeling_project_id, found.key = task.labeling_project_id, task.key
+            found.image_url = found.entropy_url = None
+            session.flush()
         return found
     session.add(task)
     session.flush()
     return task
-
-
-def unsent(session: Session, labeling_project_id: int, round_id: int) -> list[tuple[Task, Query]]:
-    """Planned tasks of a round, in shown order."""
-    statement = (
-        sa.select(Task, Query)
-        .join(Query, Query.id == Task.query_id)
-        .where(
-            Task.labeling_project_id == labeling_project_id,
-            Task.status == TaskStatus.PLANNED,
-            Query.round_id == round_id,
-            Query.status == QueryStatus.SELECTED,
-        )
-        .order_by(Query.shown_order)
-    )
-    return [(task, query) for task, query in session.execute(statement)]
 
 
 def intend(session: Session, labeling_project_id: int, keys: Sequence[str]) -> int:
@@ -158,12 +182,18 @@ def pushed_task_ids(session: Session, labeling_project_id: int) -> dict[int, Tas
 
 
 def mark_task_deleted(session: Session, task: Task) -> None:
-    """A task is gone from Label Studio: unanswered, its image goes back to the pool."""
+    """A task is gone from Label Studio: unless another mask of it counts, its image goes back to the pool."""
     held = session.get_one(Task, task.id)
     held.status = TaskStatus.DELETED
     query = session.get_one(Query, held.query_id)
     if query.status == QueryStatus.PUSHED:
         query.status = QueryStatus.WITHDRAWN
+        image = session.get_one(Image, query.image_id)
+        session.flush()
+        # A validation image stays: the split is frozen, with or without a mask.
+        still_counts = sa.select(CURRENT.c.image_id).where(CURRENT.c.image_id == image.id)
+        if image.split == Split.TRAIN and session.scalar(still_counts) is None:
+            image.split = Split.POOL
     session.flush()
 
 
@@ -174,7 +204,13 @@ def move_cursor(session: Session, labeling_project_id: int, until: datetime) -> 
         row.pulled_until = until
 
 
-def count_tasks(session: Session, labeling_project_id: int, besides: Sequence[int]) -> int:
-    """Tasks a project has besides these rows: where the shown order of the next ones starts."""
-    total = sa.select(sa.func.count()).select_from(Task).where(Task.labeling_project_id == labeling_project_id)
-    return (session.scalar(total) or 0) - len(besides)
+def count_tasks_before(session: Session, labeling_project_id: int, round_number: int) -> int:
+    """Tasks a project has from earlier rounds: where the shown order of this round's starts."""
+    statement = (
+        sa.select(sa.func.count())
+        .select_from(Task)
+        .join(Query, Query.id == Task.query_id)
+        .join(Round, Round.id == Query.round_id)
+        .where(Task.labeling_project_id == labeling_project_id, Round.number < round_number)
+    )
+    return session.scalar(statement) or 0

@@ -80,7 +80,9 @@ def queries(session: Session, round_id: int, status: QueryStatus | None = None) 
 
 
 def finish_pushing(session: Session, round_id: int) -> None:
-    """Mark a round pushed once no query of it waits to be sent."""
+    """Mark a round pushed, unless a query of it still waits to be sent."""
+    if queries(session, round_id, QueryStatus.SELECTED):
+        return
     row = session.get_one(Round, round_id)
     row.status, row.pushed_at, row.error = RoundStatus.PUSHED, now(), None
 
@@ -104,6 +106,7 @@ def skip_unanswered(session: Session, round_id: int) -> int:
     return len(waiting)
 
 
-def by_number(session: Session, number: int) -> Round | None:
-    """The round with this number."""
-    return session.scalar(sa.select(Round).where(Round.number == number))
+def close_empty(session: Session, round_id: int) -> None:
+    """Close a round for which there was nothing left to ask."""
+    row = session.get_one(Round, round_id)
+    row.status, row.closed_at, row.error = RoundStatus.CLOSED, now(), "no image was left to ask about"

@@ -113,10 +113,17 @@ def coverage(session: Session, scoring_config_id: int) -> float:
 def _free_pool() -> sa.ColumnElement[bool]:
     """Pool images that may be asked about: not in a query that is open, answered or skipped."""
     taken = sa.exists().where(Query.image_id == Image.id, Query.status != QueryStatus.WITHDRAWN)
-    # A clip or site with validation images stays out altogether: its other frames would leak into training.
-    other = sa.orm.aliased(Image)
-    in_validation = sa.exists().where(other.group_name == Image.group_name, other.split == Split.VAL)
-    return sa.and_(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE, ~taken, ~in_validation)
+    # A clip or site with validation images stays out altogether, and so does a copy of one: they would leak.
+    validation = sa.select(Image).where(Image.split == Split.VAL)
+    groups = validation.with_only_columns(Image.group_name).where(Image.group_name.is_not(None)).distinct()
+    copies = validation.with_only_columns(Image.sha256)
+    return sa.and_(
+        Image.split == Split.POOL,
+        Image.status == ImageStatus.ACTIVE,
+        ~taken,
+        sa.or_(Image.group_name.is_(None), Image.group_name.not_in(groups)),
+        Image.sha256.not_in(copies),
+    )
 
 
 def candidates(session: Session, scoring_config_id: int) -> list[RankedImage]:
@@ -127,6 +134,14 @@ def candidates(session: Session, scoring_config_id: int) -> list[RankedImage]:
         .where(Score.scoring_config_id == scoring_config_id, _free_pool())
     )
     return [RankedImage(image_id, score) for image_id, score in session.execute(statement)]
+
+
+def has_candidates(session: Session, scoring_config_id: int | None) -> bool:
+    """Whether any image may be queried: scored under this configuration, or (None) at all."""
+    statement = sa.select(Image.id).where(_free_pool())
+    if scoring_config_id is not None:
+        statement = statement.join(Score, Score.image_id == Image.id).where(Score.scoring_config_id == scoring_config_id)
+    return session.scalar(statement.limit(1)) is not None
 
 
 def unscored_candidates(session: Session) -> dict[int, str | None]:

@@ -81,10 +81,12 @@ def _next(session: Session, settings: Settings, counts: dict[tuple[Split, ImageS
     if open_tasks:
         where = "Label Studio" if settings.labelstudio.url else "`activeseg dataset import --split query`"
         lines.append(f"{open_tasks} images wait for annotators ({where})")
-    labeled = counts.get((Split.TRAIN, ImageStatus.ACTIVE), 0)
+    labeled = len(truth.current(session, split=Split.TRAIN))
     needed = settings.training.min_train
     if checkpoints.champion(session) is None and labeled < needed:
         lines.append(f"first training after {needed - labeled} more annotated training images ({labeled} of {needed})")
+    if checkpoints.champion(session) is not None and not truth.current(session, split=Split.VAL):
+        lines.append("no validation images: nothing but the first checkpoint can be promoted (`activeseg dataset import`)")
     begun = rounds.unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED)
     lines += [f"round {row.number} goes on at '{row.status.value}' with `activeseg round run`" for row in begun]
     if not lines:

@@ -59,9 +59,11 @@ def known_version(session: Session, labeling_project_id: int, annotation_id: int
 
 
 def known_import(session: Session, image_id: int, import_sha256: str) -> bool:
-    """Whether this very mask file was imported for this image before."""
-    statement = sa.select(Annotation.id).where(Annotation.image_id == image_id, Annotation.import_sha256 == import_sha256)
-    return session.scalar(statement) is not None
+    """Whether this very mask file is the one imported last for this image."""
+    statement = sa.select(Annotation.import_sha256).where(
+        Annotation.image_id == image_id, Annotation.import_sha256.is_not(None)
+    )
+    return session.scalar(statement.order_by(Annotation.id.desc()).limit(1)) == import_sha256
 
 
 def record(session: Session, annotation: Annotation) -> None:

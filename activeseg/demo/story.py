@@ -94,7 +94,7 @@ class Story:
 
     def say(self, text: str) -> None:
         """One line of the story."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def heard(self, report: StageReport) -> None:
         """A stage ended: its seconds count, and it is told if it did something."""
@@ -138,6 +138,8 @@ def _tell_rounds(story: Story, state: Path, recipe: DemoRecipe, server: RunningS
                 _annotate(story, workspace, client, server, row, state)
             advance_round(workspace, client, open_new=False, listener=story.listener)
             print_round(story.console, workspace, row)
+        # A demo killed while it trained after the last round still owes that checkpoint.
+        advance_round(workspace, client, open_new=False, listener=story.listener)
         print_curve(story.console, workspace, state)
         stays = server if story.options.stays else None
         print_ending(story.console, workspace, state, story.clock.seconds, stays, client)

@@ -54,7 +54,9 @@ def print_round(console: Console, workspace: Workspace, row: Round) -> None:
         newest = checkpoints.overview(session)[0]
     came = ", ".join(f"{count} {name}" for name, count in counts.items())
     console.print(f"  round {row.number}: {came}", highlight=False)
-    console.print(f"  {newest['model_version']} {newest['decision']}: {newest['reason']}", highlight=False, markup=False)
+    console.print(
+        f"  {newest['model_version']} {newest['decision']}: {newest['reason']}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def learning_curve(workspace: Workspace) -> list[dict[str, Any]]:
@@ -73,8 +75,9 @@ def print_curve(console: Console, workspace: Workspace, state: Path) -> None:
         table.add_row(str(number), str(row["num_images"]), f"{row['mean_iou']:.3f}", bar, str(row["decision"] or "-"))
     console.print(table)
     points = [(float(row["num_images"]), row["mean_iou"]) for row in rows]
-    labels = {"xlabel": "annotated training images", "ylabel": "validation mIoU", "title": "What annotating bought"}
-    curve_figure({"validation mIoU": points}, **labels).save(state / "curve.png")
+    title = "Validation mIoU by annotated images"
+    curve = curve_figure({title: points}, xlabel="annotated training images", ylabel="validation mIoU", title=title)
+    curve.save(state / "curve.png")
     picture(workspace).save(state / "picture.png")
     console.print(f"  wrote {state / 'curve.png'}", soft_wrap=True, highlight=False)
     console.print(f"  wrote {state / 'picture.png'} (image | prediction | truth | entropy)", soft_wrap=True, highlight=False)

@@ -95,6 +95,10 @@ class LabelStudioClient:
         """The oldest project of this title, or None; raises as `ensure_project` where it does not fit."""
         return self._projects.find(title, label_set, mask_kind)
 
+    def project_births(self) -> dict[int, str]:
+        """When each project of the server was made (ISO, UTC), by its number: what `Project.created_at` says."""
+        return self._projects.births()
+
     def get_project(self, project_id: int) -> Project:
         """A project by number. Raises LabelStudioError where there is none or it has no mask control named `label`."""
         return self._projects.get(project_id)

@@ -68,6 +68,12 @@ class Projects:
         known = self._call(lambda: [p.id for p in projects.list(title=title, include="id,title") if p.title == title])
         return self._checked(self.get(min(known)), label_set, mask_kind) if known else None
 
+    def births(self) -> dict[int, str]:
+        """See LabelStudioClient.project_births."""
+        projects = self._sdk().projects
+        found = self._call(lambda: list(projects.list(include="id,created_at")))
+        return {p.id: p.created_at.astimezone(UTC).isoformat() for p in found if p.id and p.created_at}
+
     def get(self, project_id: int) -> Project:
         """See LabelStudioClient.get_project."""
         projects = self._sdk().projects

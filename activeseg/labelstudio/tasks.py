@@ -59,6 +59,15 @@ def prediction_payload(
     return payload if task_id is None else {"task": task_id} | payload
 
 
+def confidence_of_order(shown_order: int, size: int) -> float:
+    """Label Studio's prediction score (confidence, lowest served first) of a place in the shown order, in 0..1.
+
+    Our scores are uncertainty, highest first: this is the one place where the direction turns. It tells the place in
+    the shown order and nothing of the score, so that control images cannot be recognised.
+    """
+    return (shown_order + 0.5) / max(size, 1)
+
+
 def _hint(doubtful: Sequence[str]) -> str:
     return "Least sure about: " + ", ".join(doubtful) if doubtful else "Check the whole mask."
 

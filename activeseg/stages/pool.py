@@ -54,9 +54,10 @@ def sync_pool(workspace: Workspace) -> StageReport:
         with workspace.database.write() as session:
             for item in seen:
                 counts[_register(session, item, known.get(item.uri, []), group(item.uri))] += 1
-    counts["missing"] = _mark_missing(workspace, listed)
     if not listed:
+        # Before anything is marked missing: an unmounted disk may leave an empty folder behind.
         raise NotReadyError(f"no images in {workspace.settings.images_uri}: put images there or set [pool] images")
+    counts["missing"] = _mark_missing(workspace, listed)
     written = sum(counts[name] for name in ("new", "quarantined", "returned", "missing"))
     details = {name: counts[name] for name in ("new", "returned", "missing", "unchanged")}
     return StageReport("pool sync", written, counts["quarantined"], time.monotonic() - started, details)
@@ -114,7 +115,7 @@ def _register(session: Session, seen: _Seen, known: list[Image], group: str | No
     images.retire(session, others, ImageStatus.SUPERSEDED)
     if same is not None:
         return _see_again(session, same)
-    # An image that was labelled keeps its place: new content of a validation file must not slip into the pool's splits.
+    # New content is a new image: unlabelled, whatever the old one was.
     session.add(
         Image(
             uri=seen.uri,
@@ -132,10 +133,13 @@ def _register(session: Session, seen: _Seen, known: list[Image], group: str | No
 
 
 def _see_again(session: Session, image: Image) -> str:
-    if image.status in (ImageStatus.ACTIVE, ImageStatus.QUARANTINED):
+    # Its bytes were just read, and a width says that they once decoded: what set it aside since (a disk away) is over.
+    sound = image.width is not None
+    if image.status == ImageStatus.ACTIVE or (image.status == ImageStatus.QUARANTINED and not sound):
         return "unchanged"
     held = session.get_one(Image, image.id)
-    held.status = ImageStatus.QUARANTINED if held.reason else ImageStatus.ACTIVE
+    held.status = ImageStatus.ACTIVE if sound else ImageStatus.QUARANTINED
+    held.reason = None if sound else held.reason
     return "returned"
 
 

@@ -72,7 +72,10 @@ def _judge(workspace: Workspace, champion: Checkpoint | None, challenger: Checkp
     new = evaluate_checkpoint(workspace, challenger)[1]
     if champion is None:
         return Verdict(True, "first", {"mean_iou": new.metrics.mean_iou})
-    old = evaluate_checkpoint(workspace, champion)[1]
+    try:
+        old = evaluate_checkpoint(workspace, champion)[1]
+    except LabelSetMismatch:
+        return Verdict(True, "first of these classes", {"mean_iou": new.metrics.mean_iou})
     return gate(old, new, workspace.settings.promotion, LabelSet.from_dict(challenger.spec["label_set"]))
 
 
@@ -131,7 +134,7 @@ def evaluate_checkpoint(
             f"the {split.value} split has no annotated images: `activeseg dataset import --split {split.value}`, "
             "or let the first rounds fill it"
         )
-    check_labels(workspace, checkpoint)
+    checkpoints.require_labels(checkpoint, workspace.label_set)
     data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
     device = pick_device(workspace.settings.model.device)
     segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
@@ -151,22 +154,12 @@ def evaluate_checkpoint(
     return StageReport("evaluate", 1, 0, time.monotonic() - started, details), result
 
 
-def check_labels(workspace: Workspace, checkpoint: Checkpoint) -> None:
-    """Raise LabelSetMismatch where a checkpoint's classes are not the configured ones."""
-    theirs, ours = LabelSet.from_dict(checkpoint.spec["label_set"]), workspace.label_set
-    if (theirs.names, theirs.ignore_index) != (ours.names, ours.ignore_index):
-        raise LabelSetMismatch(
-            f"checkpoint {checkpoint.model_version} knows the classes {', '.join(theirs.names)}; "
-            f"the class list has {', '.join(ours.names)}: train a new checkpoint or restore the list"
-        )
-
-
 def promote_by_hand(workspace: Workspace, model_version: str, *, decided_by: str, reason: str) -> StageReport:
     """Move the champion pointer to a checkpoint a person names; its classes must be the configured ones."""
     started = time.monotonic()
     with workspace.database.read() as session:
         checkpoint = checkpoints.by_version(session, model_version)
-    check_labels(workspace, checkpoint)
+    checkpoints.require_labels(checkpoint, workspace.label_set)
     with workspace.database.write() as session:
         checkpoints.decide(session, checkpoint.id, Decision.PROMOTED, reason, decided_by=decided_by)
     return StageReport("promote", 1, 0, time.monotonic() - started, {"model_version": model_version, "reason": reason})
@@ -183,7 +176,7 @@ def rollback(workspace: Workspace, model_version: str | None, *, decided_by: str
             if previous is None:
                 raise NotReadyError("there is no champion before this one to go back to")
             target = previous
-        check_labels(workspace, target)
+        checkpoints.require_labels(target, workspace.label_set)
         checkpoints.decide(session, target.id, Decision.ROLLED_BACK, reason, decided_by=decided_by)
     details = {"model_version": target.model_version, "reason": reason}
     return StageReport("rollback", 1, 0, time.monotonic() - started, details)

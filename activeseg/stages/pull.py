@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from activeseg.db import labeling, truth
 from activeseg.db.labeling import KnownTask
-from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject, TaskStatus
+from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject
 from activeseg.errors import DataError
 from activeseg.imaging.masks import encode_mask
 from activeseg.labelstudio.client import LabelStudioClient, TaskStamp
@@ -35,16 +35,25 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
     """Collect what changed since the last pull; with `full`, compare everything.
 
     New and edited annotations become rows, skipped ones say so, deleted ones are marked, tasks deleted on the server
-    give their images back to the pool. An annotation that does not fit its image is quarantined with the reason. Commits
-    task by task; the cursor moves after each block. Pulling twice writes nothing new.
+    give their images back to the pool. Tasks left in a former project (another title) are collected too. An annotation
+    that does not fit its image is quarantined with the reason. Commits task by task; the cursor moves after each block.
+    Pulling twice writes nothing new.
     """
     started, counts = time.monotonic(), Counter[str]()
     project = open_project(workspace, client)
-    since = None if full or project.pulled_until is None else project.pulled_until - OVERLAP
-    stamps = client.changed_tasks(project.external_project_id, since)
-    for start in range(0, len(stamps), BLOCK):
-        _pull_block(workspace, client, project, stamps[start : start + BLOCK], counts)
-    counts["tasks deleted"] = _notice_deleted_tasks(workspace, client, project)
+    with workspace.database.read() as session:
+        former = labeling.others_with_open_tasks(session, project.id)
+    born = client.project_births() if former else {}
+    for one in [project, *former]:
+        if one is not project and born.get(one.external_project_id) != one.instance_key:
+            # Deleted, or a rebuilt server: what was open there will never be answered.
+            counts["tasks deleted"] += _give_up_tasks(workspace, one, set())
+            continue
+        since = None if full or one.pulled_until is None else one.pulled_until - OVERLAP
+        stamps = client.changed_tasks(one.external_project_id, since)
+        for start in range(0, len(stamps), BLOCK):
+            _pull_block(workspace, client, one, stamps[start : start + BLOCK], counts)
+        counts["tasks deleted"] += _give_up_tasks(workspace, one, set(client.task_ids(one.external_project_id)))
     written = sum(counts[name] for name in ("valid", "skipped", "deleted", "tasks deleted"))
     details = {name: count for name, count in counts.items() if count and name != "known"}
     return StageReport("pull", written, counts["quarantined"], time.monotonic() - started, details)
@@ -131,16 +140,12 @@ def _annotator(completed_by: Any) -> str | None:
     return None if completed_by is None else str(completed_by)[:255]
 
 
-def _notice_deleted_tasks(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> int:
-    with workspace.database.read() as session:
-        ours = labeling.pushed_task_ids(session, project.id)
-    if not ours:
-        return 0
-    there = set(client.task_ids(project.external_project_id))
-    gone = [task for number, task in ours.items() if number not in there]
+def _give_up_tasks(workspace: Workspace, project: LabelingProject, there: set[int]) -> int:
+    """Mark tasks we believe pushed and that are not `there` as deleted; returns how many."""
     with workspace.database.write() as session:
-        for task in gone:
-            if task.status == TaskStatus.PUSHED:
-                truth.mark_deleted(session, project.id, [task.external_task_id or 0], set())
-                labeling.mark_task_deleted(session, task)
+        ours = labeling.pushed_task_ids(session, project.id)
+        gone = {number: task for number, task in ours.items() if number not in there}
+        truth.mark_deleted(session, project.id, list(gone), set())
+        for task in gone.values():
+            labeling.mark_task_deleted(session, task)
     return len(gone)

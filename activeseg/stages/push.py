@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from activeseg.core.masks import despeckle
 from activeseg.db import images, labeling, rounds, scores
 from activeseg.db.models import (
     Checkpoint,
@@ -36,18 +33,13 @@ from activeseg.db.models import (
     TaskStatus,
 )
 from activeseg.errors import LabelStudioDoubt, NotReadyError
-from activeseg.explain.heatmap import heatmap
-from activeseg.imaging.masks import encode_mask
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.registration import open_project
-from activeseg.labelstudio.tasks import batches, task_payload
-from activeseg.nn.checkpoint import load_checkpoint
-from activeseg.nn.device import pick_device
-from activeseg.nn.infer import Prediction as Predicted
-from activeseg.nn.infer import predict_masks
+from activeseg.labelstudio.tasks import batches, confidence_of_order, task_payload
+from activeseg.predictions import predict_and_store, source_of
 from activeseg.records import ImageRef, StageReport
 from activeseg.workspace import Workspace
 
@@ -69,15 +61,6 @@ class _Shown:
     doubtful: tuple[str, ...]
 
 
-def confidence_of_order(shown_order: int, size: int) -> float:
-    """Label Studio's prediction score (confidence, lowest served first) of a place in the shown order, in 0..1.
-
-    Our scores are uncertainty, highest first: this is the one place where the direction turns. It tells the place in
-    the shown order and nothing of the score, so that control images cannot be recognised.
-    """
-    return (shown_order + 0.5) / max(size, 1)
-
-
 def predict_round(workspace: Workspace, round_id: int) -> StageReport:
     """Draw and store the masks and entropy maps of a round's waiting queries; those that exist are kept.
 
@@ -89,13 +72,13 @@ def predict_round(workspace: Workspace, round_id: int) -> StageReport:
         waiting = [ref for _, ref in rounds.queries(session, round_id, QueryStatus.SELECTED)]
         known = set()
         if checkpoint is not None:
-            known = set(labeling.predictions_of(session, _source(checkpoint), [ref.image_id for ref in waiting]))
+            known = set(labeling.predictions_of(session, source_of(checkpoint), [ref.image_id for ref in waiting]))
     if checkpoint is None:
         return StageReport("predict", seconds=time.monotonic() - started)
     work = [ref for ref in waiting if ref.image_id not in known]
     failures: dict[int, str] = {}
     if work:
-        failures = _predict(workspace, checkpoint, work)
+        failures = predict_and_store(workspace, checkpoint, work)
     with workspace.database.write() as session:
         images.quarantine(session, failures)
     return StageReport("predict", len(work) - len(failures), len(failures), time.monotonic() - started)
@@ -107,43 +90,6 @@ def _checkpoint_of(row: Round, session: Any) -> Checkpoint | None:
     config = session.get_one(ScoringConfig, row.scoring_config_id)
     found: Checkpoint = session.get_one(Checkpoint, config.checkpoint_id)
     return found
-
-
-def _source(checkpoint: Checkpoint) -> str:
-    return f"checkpoint:{checkpoint.model_version}"
-
-
-def _predict(workspace: Workspace, checkpoint: Checkpoint, work: Sequence[ImageRef]) -> dict[int, str]:
-    device = pick_device(workspace.settings.model.device)
-    data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
-    segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
-    upper = float(np.log(segmenter.spec.label_set.num_classes))
-    failures: dict[int, str] = {}
-    stream = predict_masks(segmenter, work, workspace.read_image, device=device, precision=workspace.settings.model.precision)
-    for item in stream:
-        if isinstance(item, Predicted):
-            _store_prediction(workspace, checkpoint, item, upper)
-        else:
-            failures[item.image_id] = item.reason
-    return failures
-
-
-def _store_prediction(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float) -> None:
-    mask = despeckle(item.mask, workspace.settings.labelstudio.min_region_pixels)
-    stored = workspace.artifacts.put(encode_mask(mask), "mask", ".png")
-    picture = workspace.artifacts.put(encode_png(np.asarray(heatmap(item.entropy, upper=upper))), "picture", ".png")
-    with workspace.database.write() as session:
-        labeling.store_prediction(
-            session,
-            Prediction(
-                image_id=item.image_id,
-                source=_source(checkpoint),
-                checkpoint_id=checkpoint.id,
-                mask_location=stored.location,
-                mask_sha256=stored.sha256,
-                entropy_location=picture.location,
-            ),
-        )
 
 
 def push_round(
@@ -160,12 +106,14 @@ def push_round(
     shown = _plan(workspace, project, round_id)
     _upload(workspace, client, project, shown)
     sent = _send(workspace, client, project, shown, on_progress)
-    with workspace.database.write() as session:
-        rounds.finish_pushing(session, round_id)
+    with workspace.database.read() as session:
         checkpoint = _checkpoint_of(session.get_one(Round, round_id), session)
+    # Before the round counts as pushed: whatever fails here is done again by the next run.
     if checkpoint is not None:
         client.set_model_version(project.external_project_id, checkpoint.model_version)
     client.ensure_tab(project.external_project_id, TAB_TITLE, ["tasks:data.order"])
+    with workspace.database.write() as session:
+        rounds.finish_pushing(session, round_id)
     details = {"settled": settled, "project": project.external_project_id}
     return StageReport("push", sent + settled, 0, time.monotonic() - started, details)
 
@@ -209,7 +157,7 @@ def _plan(workspace: Workspace, project: LabelingProject, round_id: int) -> list
         waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
         predictions = {}
         if checkpoint is not None:
-            predictions = labeling.predictions_of(session, _source(checkpoint), [ref.image_id for _, ref in waiting])
+            predictions = labeling.predictions_of(session, source_of(checkpoint), [ref.image_id for _, ref in waiting])
         shown = []
         for query, ref in waiting:
             prediction = predictions.get(ref.image_id)
@@ -267,9 +215,12 @@ def _send(
     shown: list[_Shown],
     on_progress: Progress | None,
 ) -> int:
+    if not shown:
+        return 0
     with workspace.database.read() as session:
-        before = labeling.count_tasks(session, project.id, [item.task.id for item in shown])
-    payloads = (_payload(workspace, project, item, before, len(shown)) for item in shown)
+        row = session.get_one(Round, shown[0].query.round_id)
+        before = labeling.count_tasks_before(session, project.id, row.number)
+    payloads = (_payload(workspace, project, item, before, row.query_size) for item in shown)
     sent = 0
     for batch in batches(payloads, max_bytes=int(workspace.settings.labelstudio.batch_mb * 1e6)):
         keys = [task["data"]["key"] for task in batch]

@@ -29,6 +29,7 @@ def score_pool(workspace: Workspace, *, on_progress: Progress | None = None) -> 
     device = pick_device(workspace.settings.model.device)
     with workspace.database.write() as session:
         champion = checkpoints.require_champion(session)
+        checkpoints.require_labels(champion, workspace.label_set)
         config = scores.ensure_config(session, champion.id, scoring_definition(workspace, champion))
         work = scores.unscored(session, config)
         if not work:

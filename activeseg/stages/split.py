@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from activeseg.core.selection import freeze_validation
-from activeseg.db import images, truth
+from activeseg.db import images, rounds, truth
 from activeseg.db.models import ImageStatus, Split
 from activeseg.records import StageReport
 from activeseg.workspace import Workspace
@@ -22,7 +22,12 @@ def assign_splits(workspace: Workspace) -> StageReport:
     with workspace.database.write() as session:
         waiting = truth.without_split(session)
         counts = images.count_by_status(session)
-        val, train = (counts.get((split, ImageStatus.ACTIVE), 0) for split in (Split.VAL, Split.TRAIN))
+        val = counts.get((Split.VAL, ImageStatus.ACTIVE), 0)
+        train = len(truth.current(session, split=Split.TRAIN))
+        wanted = workspace.settings.training.min_train + selection.val_size
+        if not val and not train and rounds.open_tasks(session) and len(waiting) < wanted and selection.val_size:
+            # Answers of the first round come in handfuls: decided one by one, all would train and none validate.
+            return StageReport("split", seconds=time.monotonic() - started, details={"waiting": len(waiting)})
         training_groups = truth.groups_of(session, Split.TRAIN)
         eligible = {
             image_id: group for image_id, (group, at_random) in waiting.items() if at_random and group not in training_groups

@@ -8,13 +8,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from sqlalchemy.orm import Session
 
 from activeseg import __version__
 from activeseg.config import ModelSection, TrainingSection
+from activeseg.core.labels import LabelSet
 from activeseg.db import checkpoints, images, truth
-from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
+from activeseg.db.models import Checkpoint, LabelSetRow, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
-from activeseg.errors import CheckpointError, NotReadyError
+from activeseg.db.truth import AnnotatedImage
+from activeseg.errors import CheckpointError, LabelSetMismatch, NotReadyError
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, checkpoint_bytes, load_checkpoint, new_segmenter, read_weights
 from activeseg.nn.data import LabeledImage
 from activeseg.nn.device import pick_device
@@ -60,9 +63,18 @@ def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
     settings = workspace.settings
     with workspace.database.write() as session:
         interrupted = checkpoints.interrupted_training(session)
-        if interrupted is not None:
+        configuration = {
+            "training": settings.training.model_dump(mode="json"),
+            "model": settings.model.model_dump(mode="json"),
+        }
+        if interrupted is not None and interrupted.configuration == configuration:
             return interrupted
+        if interrupted is not None:
+            interrupted.status, interrupted.ended_at = TrainingStatus.FAILED, now()
+            interrupted.error = "given up: it was interrupted, and the settings changed since"
         labeled = truth.current(session, split=Split.TRAIN)
+        label_set_id = images.label_set_row(session, workspace.label_set).id
+        _require_same_classes(session, labeled, workspace.label_set)
         needed = settings.training.min_train
         if len(labeled) < needed:
             raise NotReadyError(
@@ -73,16 +85,25 @@ def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
         run = TrainingRun(
             status=TrainingStatus.RUNNING,
             reason=reason[:200],
-            configuration={
-                "training": settings.training.model_dump(mode="json"),
-                "model": settings.model.model_dump(mode="json"),
-            },
+            configuration=configuration,
             code_version=__version__,
-            label_set_id=images.label_set_row(session, workspace.label_set).id,
+            label_set_id=label_set_id,
             parent_id=parent.id if parent else None,
             num_images=len(labeled),
         )
         return checkpoints.start_training(session, run, [item.annotation_id for item in labeled])
+
+
+def _require_same_classes(session: Session, labeled: list[AnnotatedImage], label_set: LabelSet) -> None:
+    """Masks hold class numbers: drawn for other classes, they would teach the wrong ones without a sound."""
+    for row_id in {item.label_set_id for item in labeled}:
+        drawn_for = LabelSet.from_dict(session.get_one(LabelSetRow, row_id).definition)
+        if (drawn_for.names, drawn_for.ignore_index) != (label_set.names, label_set.ignore_index):
+            number = sum(item.label_set_id == row_id for item in labeled)
+            raise LabelSetMismatch(
+                f"{number} annotations were drawn for the classes {', '.join(drawn_for.names)}, the class list has "
+                f"{', '.join(label_set.names)}: restore the list, or start a new database and import the masks again"
+            )
 
 
 def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -> tuple[Checkpoint, list[dict[str, float]]]:

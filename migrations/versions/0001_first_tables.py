@@ -532,7 +532,6 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["query_id"], ["queries.id"], name=op.f("fk_annotations_query_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_annotations")),
-        sa.UniqueConstraint("image_id", "import_sha256", name=op.f("uq_annotations_image_id_import_sha256")),
         sa.UniqueConstraint(
             "labeling_project_id",
             "external_annotation_id",

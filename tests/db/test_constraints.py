@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from activeseg.db import images
 from activeseg.db.database import Database
-from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Score
+from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Score, Split
 from tests.db.rows import Rows
 
 
@@ -87,6 +87,13 @@ def test_more_ids_than_a_statement_can_bind_are_asked_for_in_blocks(database: Da
 
 
 def test_a_prefix_with_wildcards_matches_only_itself(database: Database, rows: Rows) -> None:
-    inside, _ = rows.image(uri="file:///a_b%/1.png"), rows.image(uri="file:///axbc/1.png")
+    inside = rows.image(uri="file:///a_b%/1.png", split=Split.TRAIN)
+    rows.image(uri="file:///axbc/1.png", split=Split.TRAIN)
     with database.read() as session:
         assert images.active_uris(session, "file:///a_b%/") == {"file:///a_b%/1.png": inside}
+
+
+def test_images_of_a_pool_that_moved_are_still_the_pools(database: Database, rows: Rows) -> None:
+    moved = rows.image(uri="file:///old/1.png")
+    with database.read() as session:
+        assert images.active_uris(session, "file:///new/") == {"file:///old/1.png": moved}

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from activeseg.config import write_secret
+from activeseg.db.models import Split
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.server import RunningServer
+from activeseg.stages.dataset import import_dataset
 from activeseg.workspace import Workspace
+from tests.factories import write_balls
 
 _titles = count(1)
 
@@ -37,5 +40,16 @@ def annotate(labelstudio_server: RunningServer, tmp_path: Path) -> Callable[...,
         command += ["--token-file", str(token_file), "--project", str(project), "--truth", str(tmp_path / "truth"), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def import_labelled(tmp_path: Path) -> Callable[[Workspace], None]:
+    """Six labelled training images of a workspace's own."""
+
+    def run(workspace: Workspace) -> None:
+        write_balls(tmp_path / "start", range(100, 106), masks=tmp_path / "start-masks")
+        import_dataset(workspace, str(tmp_path / "start"), tmp_path / "start-masks", Split.TRAIN)
 
     return run

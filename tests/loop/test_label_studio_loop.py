@@ -11,12 +11,13 @@ import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from PIL import Image
+from PIL import Image as Pillow
 
 from activeseg.db import checkpoints, labeling, truth
 from activeseg.db.models import (
     Annotation,
     AnnotationStatus,
+    Image,
     JournalState,
     PushJournal,
     Query,
@@ -26,7 +27,7 @@ from activeseg.db.models import (
     Split,
     Task,
 )
-from activeseg.errors import LabelStudioDoubt
+from activeseg.errors import LabelStudioDoubt, LabelStudioError, LabelStudioUnreachable
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.registration import open_client, open_project
 from activeseg.loop import advance_round
@@ -38,7 +39,7 @@ SELECTION = {"bootstrap_size": 8, "query_size": 4, "val_size": 2, "refill_below"
 
 
 def known_mask(folder: Path, uri: str) -> np.ndarray:
-    return np.asarray(Image.open(folder / "truth" / Path(uri).name))
+    return np.asarray(Pillow.open(folder / "truth" / Path(uri).name))
 
 
 def test_from_nothing_but_images_to_a_second_round_by_entropy(
@@ -213,3 +214,137 @@ def test_tasks_of_a_rebuilt_or_foreign_project_are_never_taken_for_ours(
     assert report.details["foreign"] == 2
     with workspace.database.read() as session:
         assert len(session.scalars(sa.select(Annotation)).all()) == 8
+
+
+def test_a_push_cut_off_between_two_requests_goes_on_in_the_same_order(
+    make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any]
+) -> None:
+    # So small that every task is a request of its own.
+    section = with_label_studio | {"batch_mb": 0.0001}
+    workspace = make_sqlite_workspace(pool=10, selection=SELECTION, labelstudio=section)
+
+    class CutOff(DropsOnce):
+        requests = 0
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("/import") and b"return_task_ids" in request.url.query:
+                self.requests += 1
+                if self.requests > 3:
+                    raise httpx.ConnectError("gone", request=request)
+            return self.inner.handle_request(request)
+
+    token = workspace.settings.labelstudio_token().get_secret_value()
+    with (
+        LabelStudioClient(with_label_studio["url"], token, retry_delays=(), transport=CutOff()) as client,
+        pytest.raises(LabelStudioError),
+    ):
+        advance_round(workspace, client)
+    with open_client(workspace.settings) as client:
+        advance_round(workspace, client)
+        project = open_project(workspace, client).external_project_id
+        tasks = client._http.get("/api/tasks/", {"project": project, "fields": "all"})["tasks"]
+    with workspace.database.read() as session:
+        shown = session.execute(
+            sa.select(Task.external_task_id, Query.shown_order).join(Query, Query.id == Task.query_id)
+        ).all()
+    assert {task["id"]: int(task["data"]["order"]) for task in tasks} == dict(shown)
+    assert sorted(order for _, order in shown) == list(range(8))
+
+
+def test_a_round_that_lost_an_image_is_pushed_all_the_same(
+    make_sqlite_workspace: Callable[..., Workspace],
+    with_label_studio: dict[str, Any],
+    annotate: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """The first of a round's images is withdrawn between the choice and the push."""
+    from activeseg.db import lease
+    from activeseg.loop import Listener, finish_round, rounds_to_push
+    from activeseg.stages.rank import rank_round
+
+    workspace = make_sqlite_workspace(pool=20, selection=SELECTION | {"refill_below": 1}, labelstudio=with_label_studio)
+    with open_client(workspace.settings) as client:
+        advance_round(workspace, client)
+        annotate(workspace, client)
+        advance_round(workspace, client, open_new=False)
+        with lease.holding(workspace.database):
+            (row,) = rounds_to_push(workspace, None)
+            rank_round(workspace, row.id)
+            with workspace.database.read() as session:
+                first = session.scalars(sa.select(Query).where(Query.round_id == row.id, Query.shown_order == 0)).one()
+                uri = session.get_one(Image, first.image_id).uri
+            Path(uri).write_bytes(b"broken meanwhile")
+            list(finish_round(workspace, row, client, Listener()))
+    with workspace.database.read() as session:
+        statuses = Counter(session.scalars(sa.select(Query.status).where(Query.round_id == row.id)))
+        assert session.get_one(Round, row.id).status == RoundStatus.PUSHED
+    assert statuses == {QueryStatus.PUSHED: 3, QueryStatus.WITHDRAWN: 1}
+
+
+def test_open_tasks_show_the_new_champion_after_a_promotion(
+    make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any], annotate: Callable[..., None]
+) -> None:
+    selection = SELECTION | {"refill_below": 8, "val_size": 0}
+    workspace = make_sqlite_workspace(pool=20, selection=selection, labelstudio=with_label_studio)
+    with open_client(workspace.settings) as client:
+        advance_round(workspace, client)
+        project = open_project(workspace, client).external_project_id
+        # Half of the first round is answered; the model they teach then draws on the other half.
+        with workspace.database.read() as session:
+            numbers = session.scalars(sa.select(Task.external_task_id).order_by(Task.external_task_id)).all()
+        annotate(workspace, client, "--tasks", ",".join(str(number) for number in numbers[:6]))
+        reports = {report.stage: report.written for report in advance_round(workspace, client, open_new=False)}
+        assert reports["promote"] == 1
+        assert reports["refresh"] == 2
+        tasks = client._http.get("/api/tasks/", {"project": project, "fields": "all"})["tasks"]
+        shown = {task["id"]: [prediction["model_version"] for prediction in task["predictions"]] for task in tasks}
+        assert [shown[number] for number in numbers[6:]] == [["fcn_mobilenet_v2-0001"]] * 2
+        again = {report.stage: report.written for report in advance_round(workspace, client, open_new=False)}
+        assert again["refresh"] == 0
+
+
+def test_answers_in_a_former_project_are_collected_and_lost_projects_block_nothing(
+    make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any], annotate: Callable[..., None]
+) -> None:
+    from activeseg.stages.pull import pull_annotations
+
+    workspace = make_sqlite_workspace(pool=20, selection=SELECTION, labelstudio=with_label_studio)
+    renamed = make_sqlite_workspace(
+        pool=20, selection=SELECTION, labelstudio=with_label_studio | {"project": with_label_studio["project"] + " new"}
+    )
+    with open_client(workspace.settings) as client:
+        advance_round(workspace, client)
+        former = open_project(workspace, client).external_project_id
+        annotate(workspace, client)
+        assert pull_annotations(renamed, client).written == 8
+        advance_round(renamed, client)
+        client._http.repeatable("DELETE", f"/api/projects/{open_project(renamed, client).external_project_id}/")
+        third = make_sqlite_workspace(
+            pool=20, selection=SELECTION, labelstudio=with_label_studio | {"project": with_label_studio["project"] + " third"}
+        )
+        report = pull_annotations(third, client)
+        assert report.details["tasks deleted"] == 4
+        advance_round(third, client)
+    with third.database.read() as session:
+        assert former not in {row.external_project_id for row in labeling.others_with_open_tasks(session, 0)}
+        assert session.scalars(sa.select(Round).order_by(Round.number)).all()[-1].status == RoundStatus.PUSHED
+
+
+def test_label_studio_being_away_keeps_nothing_else_from_being_done(
+    make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any], import_labelled: Callable[..., None]
+) -> None:
+    workspace = make_sqlite_workspace(
+        pool=6, selection=SELECTION, labelstudio=with_label_studio | {"url": "http://127.0.0.1:9"}
+    )
+    import_labelled(workspace)
+    token = workspace.settings.labelstudio_token().get_secret_value()
+    with (
+        LabelStudioClient("http://127.0.0.1:9", token, retry_delays=()) as client,
+        pytest.raises(LabelStudioUnreachable),
+    ):
+        advance_round(workspace, client)
+    with workspace.database.read() as session:
+        assert checkpoints.champion(session) is not None
+        assert session.scalar(sa.text("SELECT count(*) FROM scores")) == 6
+        row = session.scalars(sa.select(Round)).one()
+    assert "127.0.0.1:9" in (row.error or "")

@@ -51,6 +51,20 @@ def test_a_changed_mask_is_a_new_version_that_counts(make_workspace: Make, folde
     assert (workspace.read_labeled(newest)[1] == 1).all()
 
 
+def test_going_back_to_an_earlier_mask_counts(make_workspace: Make, folders: tuple[Path, Path]) -> None:
+    workspace = make_workspace()
+    file = folders[1] / "ball_0002.png"
+    right = file.read_bytes()
+    import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
+    Pillow.fromarray(np.ones((48, 64), np.uint8)).save(file)
+    import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
+    file.write_bytes(right)
+    assert import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN).written == 1
+    with workspace.database.read() as session:
+        newest = truth.current(session, split=Split.TRAIN)[2]
+    assert np.array_equal(workspace.read_labeled(newest)[1], np.asarray(Pillow.open(file)))
+
+
 @pytest.mark.parametrize(
     ("mask", "told"),
     [

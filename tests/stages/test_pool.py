@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
 
+from activeseg.db import images
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.stages.pool import sync_pool
@@ -52,6 +53,25 @@ def test_broken_files_are_quarantined_with_a_reason_and_never_fail_the_run(make_
         assert found[name].status == (ImageStatus.QUARANTINED if is_bad else ImageStatus.ACTIVE), name
         assert bool(found[name].reason) == is_bad
     assert sync_pool(workspace).written == 0
+
+
+def test_images_set_aside_while_a_disk_was_away_come_back(make_workspace: Make) -> None:
+    workspace = make_workspace(pool=3)
+    sync_pool(workspace)
+    with workspace.database.write() as session:
+        images.quarantine(session, {1: "the disk was away", 2: "the disk was away"})
+    assert sync_pool(workspace).details["returned"] == 2
+    assert {(image.status, image.reason) for image in rows(workspace).values()} == {(ImageStatus.ACTIVE, None)}
+
+
+def test_an_empty_mount_point_marks_nothing_missing(make_sqlite_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=3)
+    sync_pool(workspace)
+    for file in (tmp_path / "pool").iterdir():
+        file.unlink()
+    with pytest.raises(NotReadyError, match="put images there"):
+        sync_pool(workspace)
+    assert {image.status for image in rows(workspace).values()} == {ImageStatus.ACTIVE}
 
 
 @pytest.mark.parametrize(("limits", "told"), [({"max_pixels": 1000}, "max_pixels"), ({"max_bytes": 500}, "max_bytes")])

@@ -123,3 +123,30 @@ def test_too_few_images_are_told(make_sqlite_workspace: Make, import_balls: Call
     import_balls(workspace, range(100, 102), Split.TRAIN)
     with pytest.raises(NotReadyError, match="min_train asks for 4"):
         train_challenger(workspace, reason="test")
+
+
+def test_masks_drawn_for_other_classes_are_never_trained_on(
+    make_sqlite_workspace: Make, import_balls: Callable[..., None], tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace()
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    (tmp_path / "classes.txt").write_text("sky\nhill\nground\nball\nvoid ignore\n")
+    with pytest.raises(LabelSetMismatch, match="6 annotations were drawn for the classes sky, ground"):
+        train_challenger(Workspace(workspace.settings, workspace.database), reason="test")
+
+
+def test_an_interrupted_training_whose_settings_changed_is_given_up(
+    make_sqlite_workspace: Make, import_balls: Callable[..., None]
+) -> None:
+    workspace = make_sqlite_workspace(training={"steps": 2})
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    train_challenger(workspace, reason="test")
+    with workspace.database.write() as session:
+        run = session.scalars(sa.select(TrainingRun)).one()
+        run.status, run.checkpoint_id = TrainingStatus.RUNNING, None
+    changed = make_sqlite_workspace(training={"steps": 3})
+    train_challenger(changed, reason="test")
+    with changed.database.read() as session:
+        runs = session.scalars(sa.select(TrainingRun).order_by(TrainingRun.id)).all()
+    assert [run.status for run in runs] == [TrainingStatus.FAILED, TrainingStatus.DONE]
+    assert "settings changed" in (runs[0].error or "")

@@ -132,7 +132,6 @@ class Annotation(Model):
         sa.UniqueConstraint(
             "labeling_project_id", "external_annotation_id", "external_updated_at", name="uq_annotations_version"
         ),
-        sa.UniqueConstraint("image_id", "import_sha256"),
         sa.Index("ix_annotations_image_id", "image_id"),
     )
 

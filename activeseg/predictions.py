@@ -1,0 +1,64 @@
+"""A checkpoint and images -> stored predictions: the masks and entropy maps that annotators are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from activeseg.core.masks import despeckle
+from activeseg.db import checkpoints, labeling
+from activeseg.db.models import Checkpoint, Prediction
+from activeseg.explain.heatmap import heatmap
+from activeseg.imaging.masks import encode_mask
+from activeseg.imaging.thumbnails import encode_png
+from activeseg.nn.checkpoint import load_checkpoint
+from activeseg.nn.device import pick_device
+from activeseg.nn.infer import Prediction as Predicted
+from activeseg.nn.infer import predict_masks
+from activeseg.records import ImageRef
+from activeseg.workspace import Workspace
+
+
+def source_of(checkpoint: Checkpoint) -> str:
+    """What `predictions.source` says of a checkpoint's predictions."""
+    return f"checkpoint:{checkpoint.model_version}"
+
+
+def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequence[ImageRef]) -> dict[int, str]:
+    """Predict images and store each result as it comes; returns why, by image id, for those that cannot be read.
+
+    Specks below [labelstudio] min_region_pixels are merged into their surroundings; the entropy map is drawn in jet on
+    the fixed scale 0..log C. Raises LabelSetMismatch where the checkpoint knows other classes than are configured.
+    """
+    checkpoints.require_labels(checkpoint, workspace.label_set)
+    device = pick_device(workspace.settings.model.device)
+    data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
+    segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
+    upper = float(np.log(segmenter.spec.label_set.num_classes))
+    precision = workspace.settings.model.precision
+    failures: dict[int, str] = {}
+    for item in predict_masks(segmenter, images, workspace.read_image, device=device, precision=precision):
+        if isinstance(item, Predicted):
+            _store(workspace, checkpoint, item, upper)
+        else:
+            failures[item.image_id] = item.reason
+    return failures
+
+
+def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float) -> None:
+    mask = despeckle(item.mask, workspace.settings.labelstudio.min_region_pixels)
+    stored = workspace.artifacts.put(encode_mask(mask), "mask", ".png")
+    picture = workspace.artifacts.put(encode_png(np.asarray(heatmap(item.entropy, upper=upper))), "picture", ".png")
+    with workspace.database.write() as session:
+        labeling.store_prediction(
+            session,
+            Prediction(
+                image_id=item.image_id,
+                source=source_of(checkpoint),
+                checkpoint_id=checkpoint.id,
+                mask_location=stored.location,
+                mask_sha256=stored.sha256,
+                entropy_location=picture.location,
+            ),
+        )
