@@ -22,7 +22,7 @@ from activeseg.config import Settings, load_settings, toml_value, write_secret
 from activeseg.db import checkpoints, lease, migrate, rounds
 from activeseg.db.database import Database
 from activeseg.db.models import QueryStatus, Round, RoundStatus, Split
-from activeseg.demo.layout import Sizes, copy_dataset
+from activeseg.demo.layout import Sizes, claim, copy_dataset
 from activeseg.demo.recipe import DEMO_RECIPE, REAL_RECIPE, DemoRecipe
 from activeseg.demo.scenes import write_scenes
 from activeseg.demo.telling import learning_curve, print_curve, print_ending, print_ranking, print_round
@@ -171,6 +171,7 @@ def _prepare_data(story: Story, state: Path, recipe: DemoRecipe) -> None:
         story.say(f"Copying images of {options.data} into {target}")
         copy_dataset(options.data, target, Sizes(recipe.start, recipe.val, recipe.pool), seed=recipe.seed)
         return
+    claim(target, {"scenes": recipe.seed})
     story.say(f"Drawing {recipe.start + recipe.val + recipe.pool} synthetic street scenes into {target}")
     progress = story.listener.of("draw scenes")
     write_scenes(target, train=recipe.start, val=recipe.val, pool=recipe.pool, seed=recipe.seed, on_progress=progress)

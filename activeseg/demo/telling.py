@@ -37,7 +37,7 @@ def print_ranking(console: Console, workspace: Workspace, row: Round) -> None:
         champion = checkpoints.require_champion(session)
         top = ranking(session, champion, limit=RANKS_SHOWN)
         arms = {query.image_id: query.arm.value for query, _ in rounds.queries(session, row.id)}
-    table = _table("rank", "image", "entropy sum [nats]", "mean per pixel", "in this round")
+    table = _table("rank", "image", "entropy sum (nats)", "mean per pixel", "in this round")
     for item in top:
         arm = arms.get(item.image_id, "-")
         table.add_row(str(item.rank), Path(item.uri).name, f"{item.score:,.0f}", f"{item.entropy_mean:.3f}", arm)
@@ -157,4 +157,4 @@ def _table(*columns: str) -> Table:
     return table
 
 
-_NUMERIC: Sequence[str] = ("rank", "entropy sum [nats]", "mean per pixel", "round", "training images", "mIoU", "seconds")
+_NUMERIC: Sequence[str] = ("rank", "entropy sum (nats)", "mean per pixel", "round", "training images", "mIoU", "seconds")
