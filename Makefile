@@ -42,7 +42,7 @@ types: install
 
 contracts: install
 	@echo "import contracts: import-linter"
-	@$(BIN)/lint-imports > .cache/contracts.log 2>&1 || { cat .cache/contracts.log; exit 1; }
+	@mkdir -p .cache; $(BIN)/lint-imports > .cache/contracts.log 2>&1 || { cat .cache/contracts.log; exit 1; }
 
 check: lint types contracts
 	@$(BIN)/python -m pytest -q -m "not slow and not labelstudio and not postgres and not browser and not gpu" $(ARGS)

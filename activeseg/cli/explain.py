@@ -54,8 +54,9 @@ def image(
     if as_json:
         print_json(report)
         return
-    title = f"{row.model_version}: entropy {report['entropy_sum']:,.1f} nats, {report['entropy_mean']:.3f} a pixel"
+    what = f"entropy of {', '.join(class_name)}" if class_name else "entropy"
+    typer.echo(f"{row.model_version}: {what} {report['entropy_sum']:,.1f} nats, {report['entropy_mean']:.3f} a pixel")
     lines = [(item["name"], item["share"], item["confidence"]) for item in report["classes"]]
-    print_table(("class", "share of pixels", "mean confidence"), lines, title=title)
+    print_table(("class", "share of pixels", "mean confidence"), lines)
     for path in report["files"]:
         typer.echo(path)
