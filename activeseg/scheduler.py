@@ -112,13 +112,11 @@ class Scheduler:
         background.add_job(self.catch_up, IntervalTrigger(seconds=LOOK_BACK_EVERY.total_seconds()), next_run_time=utc_now())
         for job in self.jobs.values():
             background.add_job(self.tick, job.cron, args=[job.name], id=job.name)
-        with _signals_interrupt():
+        with _signal_pipe() as arrived:
             background.start()
             try:
                 on_start()
-                while True:
-                    signal.pause()
-            except KeyboardInterrupt:
+                os.read(arrived, 1)
                 self._stopping.set()
                 _signals_kill()
                 on_stop()
@@ -281,6 +279,28 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def _signal_pipe() -> Iterator[int]:
+    """A file descriptor that can be read once SIGINT or SIGTERM came.
+
+    No exception that could rise in the middle of a line being printed, or be swallowed by a callback; no lock that the
+    interrupted code may hold; and a signal that comes before the read is not lost.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    wakeup = signal.set_wakeup_fd(write_end)
+    try:
+        yield read_end
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read_end)
+        os.close(write_end)
 
 
 @contextmanager

@@ -1,43 +1,18 @@
-"""A migrated database, and a scheduler on it whose clock stands where a test puts it."""
+"""A scheduler whose clock stands where a test puts it."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
 
 from activeseg.cron import Cron
-from activeseg.db import migrate
 from activeseg.db.database import Database
 from activeseg.db.models import JobRun
 from activeseg.scheduler import Job, Scheduler
-
-
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("scheduler") / "migrated.db"
-    database = Database(f"sqlite:///{file}")
-    migrate.upgrade(database)
-    database.close()
-    return file
-
-
-@pytest.fixture
-def database_url(tmp_path: Path, migrated_file: Path) -> str:
-    return f"sqlite:///{shutil.copy(migrated_file, tmp_path / 'activeseg.db')}"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
-    migrate.upgrade(database)
-    yield database
-    database.close()
 
 
 class Clock:

@@ -158,6 +158,30 @@ def test_another_holder_of_the_lease_makes_a_run_busy(
     assert "another process is at work" in (run.message or "")
 
 
+def test_a_night_that_found_the_lease_taken_is_made_up_for(
+    database: Database, database_url: str, nightly: Nightly, clock: Any, runs: Runs
+) -> None:
+    def work(check_stop: Callable[[], None]) -> str:
+        mine = Database(database_url)
+        try:
+            with lease.holding(mine):
+                return "worked"
+        finally:
+            mine.close()
+
+    scheduler = nightly(database, work)
+    scheduler.tick("round")
+    clock.move(days=1)
+    other = Database(database_url)
+    with lease.holding(other):
+        scheduler.tick("round")
+    other.close()
+    clock.move(minutes=10)
+    scheduler.catch_up()
+    scheduler.catch_up()
+    assert [run.outcome for run in runs()] == [JobOutcome.DONE, JobOutcome.BUSY, JobOutcome.DONE]
+
+
 def test_failures_are_recorded_and_the_next_night_runs(
     database: Database, nightly: Nightly, clock: Any, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
