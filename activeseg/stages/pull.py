@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy.orm import Session
 
 from activeseg.db import labeling, truth
 from activeseg.db.labeling import KnownTask
@@ -55,7 +54,7 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
             _pull_block(workspace, client, one, stamps[start : start + BLOCK], counts)
         counts["tasks deleted"] += _give_up_tasks(workspace, one, set(client.task_ids(one.external_project_id)))
     written = sum(counts[name] for name in ("valid", "skipped", "deleted", "tasks deleted"))
-    details = {name: count for name, count in counts.items() if count and name != "known"}
+    details = {name: count for name, count in counts.items() if count}
     return StageReport("pull", written, counts["quarantined"], time.monotonic() - started, details)
 
 
@@ -82,25 +81,25 @@ def _pull_block(
 def _pull_task(
     workspace: Workspace, project: LabelingProject, ours: KnownTask, task: Mapping[str, Any], counts: Counter[str]
 ) -> None:
+    versions = sorted(task["annotations"], key=lambda item: str(item["updated_at"]))
+    with workspace.database.read() as session:
+        fresh = [item for item in versions if not truth.known_version(session, project.id, int(item["id"]), _moment(item))]
+    # Decoded outside the transaction: large masks take seconds, and nobody else could write meanwhile.
+    rows = [_row(workspace, project, ours, int(task["id"]), item) for item in fresh]
     with workspace.database.write() as session:
         # The answer to sending it may have been lost: that it has annotations proves that it is there.
         labeling.mark_pushed(session, project.id, {ours.task.key: int(task["id"])})
-        for item in sorted(task["annotations"], key=lambda item: str(item["updated_at"])):
-            counts[_record(workspace, session, project, ours, int(task["id"]), item)] += 1
+        for row in rows:
+            truth.record(session, row)
+            counts[row.status.value] += 1
 
 
-def _record(
-    workspace: Workspace,
-    session: Session,
-    project: LabelingProject,
-    ours: KnownTask,
-    task_id: int,
-    item: Mapping[str, Any],
-) -> str:
-    """Write one version of an annotation; returns what became of it."""
-    updated_at = datetime.fromisoformat(item["updated_at"]).astimezone(UTC)
-    if truth.known_version(session, project.id, int(item["id"]), updated_at):
-        return "known"
+def _moment(item: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(item["updated_at"]).astimezone(UTC)
+
+
+def _row(workspace: Workspace, project: LabelingProject, ours: KnownTask, task_id: int, item: Mapping[str, Any]) -> Annotation:
+    """One version of an annotation, not yet written."""
     row = Annotation(
         image_id=ours.image.image_id,
         query_id=ours.task.query_id,
@@ -110,14 +109,13 @@ def _record(
         labeling_project_id=project.id,
         external_task_id=task_id,
         external_annotation_id=int(item["id"]),
-        external_updated_at=updated_at,
+        external_updated_at=_moment(item),
         annotator=_annotator(item.get("completed_by")),
         lead_time=item.get("lead_time"),
     )
     if not item.get("was_cancelled"):
         _attach_mask(workspace, ours, item, row)
-    truth.record(session, row)
-    return row.status.value
+    return row
 
 
 def _attach_mask(workspace: Workspace, ours: KnownTask, item: Mapping[str, Any], row: Annotation) -> None:

@@ -210,12 +210,23 @@ def test_a_configured_token_file_is_read_or_made(tmp_path: Path) -> None:
         bearer_token(settings)
 
 
-@pytest.mark.parametrize("value", ["", "short"])
-def test_a_token_that_keeps_nobody_out_is_refused(tmp_path: Path, value: str) -> None:
+def test_a_token_that_keeps_nobody_out_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 16"):
-        bearer_token(Settings.model_validate({"root": tmp_path, "serve": {"token": value}}))
-    write_secret(tmp_path / ".activeseg-serve-token", value)
+        bearer_token(Settings.model_validate({"root": tmp_path, "serve": {"token": "short"}}))
+    write_secret(tmp_path / ".activeseg-serve-token", "short")
     with pytest.raises(ConfigError, match="at least 16"):
+        bearer_token(Settings.model_validate({"root": tmp_path}))
+
+
+def test_an_empty_token_counts_as_none_and_a_strong_one_is_made(tmp_path: Path) -> None:
+    token = bearer_token(Settings.model_validate({"root": tmp_path, "serve": {"token": ""}}))
+    assert len(token.value.get_secret_value()) >= 32
+    assert not token.explicit
+
+
+def test_an_emptied_token_file_is_refused(tmp_path: Path) -> None:
+    write_secret(tmp_path / ".activeseg-serve-token", "")
+    with pytest.raises(ConfigError, match="token"):
         bearer_token(Settings.model_validate({"root": tmp_path}))
 
 
