@@ -68,14 +68,19 @@ class LabelsSection(Section):
     """The classes."""
 
     file: Path = Field(Path("classes.txt"), description="one class a line: name #rrggbb [ignore]; index = line number from 0")
+    overlap: bool = Field(False, description="classes may overlap (multi-label): a sigmoid for each instead of one softmax")
+    include_void: bool = Field(False, description="train and count the class marked 'ignore' like any other")
 
 
 class ModelSection(Section):
     """The network and its input."""
 
     architecture: str = Field("fcn_mobilenet_v2", description="a name of activeseg.nn.zoo")
-    width: float = Field(1.0, gt=0, le=4, description="channel multiplier of the encoder (fcn_mobilenet_v2 only)")
+    width: float = Field(1.0, gt=0, le=4, description="channel multiplier of the encoder (fcn_mobilenet_v2 and fcn*_vgg16)")
     decoder_stride: Literal[4, 8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
+    upsampling: Literal["transposed", "bilinear"] = Field(
+        "transposed", description="how fcn*_vgg16 enlarges: plain transposed convolutions, or ones that start as bilinear"
+    )
     short_side: int | None = Field(None, ge=32, le=8192, description="resize the shorter side to this; unset keeps the size")
     mean: tuple[float, float, float] = Field(
         (0.485, 0.456, 0.406), description="input mean on the 0..1 scale; 0.5 0.5 0.5 is x/127.5-1"
@@ -86,7 +91,7 @@ class ModelSection(Section):
     weights: str | None = Field(None, description="sha256 (or its start) of weights imported by `activeseg weights import`")
     pretrained: bool = Field(False, description="start from torchvision's published weights (needs the network once)")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast of the forward pass; auto = bfloat16 where the device computes it natively"
     )
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from activeseg.config import Settings
-from activeseg.core.labels import LabelSet, parse_classes
+from activeseg.core.labels import LabelSet, Mask, parse_classes
 from activeseg.db.database import Database
 from activeseg.db.truth import AnnotatedImage
 from activeseg.errors import ConfigError, ImageError
 from activeseg.imaging.decode import decode_image
-from activeseg.imaging.masks import decode_mask
+from activeseg.imaging.masks import decode_mask, decode_planes, encode_mask, encode_planes
 from activeseg.records import ImageRef, InputPolicy
-from activeseg.storage.artifacts import ArtifactStore
+from activeseg.storage.artifacts import Artifact, ArtifactStore
 from activeseg.storage.sources import ImageSource, open_source
 
 
@@ -40,11 +40,12 @@ class Workspace:
         """The configured classes. Raises ConfigError where the file is missing or wrong."""
         file = self.settings.path(self.settings.labels.file)
         try:
-            return parse_classes(file.read_text(encoding="utf-8-sig"))
+            label_set = parse_classes(file.read_text(encoding="utf-8-sig"), overlap=self.settings.labels.overlap)
         except OSError as error:
             raise ConfigError(f"class list {file} cannot be read: {error.strerror}; set [labels] file") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"class list {file} is not UTF-8 text") from error
+        return replace(label_set, ignore_index=None) if self.settings.labels.include_void else label_set
 
     @property
     def input_policy(self) -> InputPolicy:
@@ -81,11 +82,17 @@ class Workspace:
         """Pixels (H, W, 3) uint8, upright. Raises ImageError."""
         return decode_image(self.read_bytes(ref), max_pixels=self.settings.pool.max_pixels)
 
-    def read_mask(self, location: str, sha256: str | None = None) -> npt.NDArray[np.uint8]:
-        """A stored index mask (H, W) uint8. Raises MaskError where it is missing or altered."""
-        return decode_mask(self.artifacts.read(location, sha256=sha256))
+    def read_mask(self, location: str, sha256: str | None = None) -> Mask:
+        """A stored mask, as the label set describes masks. Raises MaskError where it is missing or altered."""
+        data = self.artifacts.read(location, sha256=sha256)
+        return decode_planes(data, len(self.label_set.names)) if self.label_set.overlap else decode_mask(data)
 
-    def read_labeled(self, item: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def store_mask(self, mask: Mask) -> Artifact:
+        """Store a mask; `read_mask` reads it back. Raises MaskError where it is none of the label set's."""
+        self.label_set.check_mask(mask)
+        return self.artifacts.put(encode_planes(mask) if self.label_set.overlap else encode_mask(mask), "mask", ".png")
+
+    def read_labeled(self, item: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], Mask]:
         """Pixels and the mask that counts."""
         return self.read_image(item.image), self.read_mask(item.mask_location, item.mask_sha256)
 

@@ -27,7 +27,8 @@ from activeseg.imaging.masks import decode_mask
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, import_weights, new_segmenter, read_weights
 from activeseg.nn.data import Array, LabeledImage
 from activeseg.nn.device import pick_device, pick_precision
-from activeseg.nn.fit import evaluate, fit
+from activeseg.nn.evaluate import evaluate
+from activeseg.nn.fit import fit
 from activeseg.nn.zoo import load_pretrained
 from activeseg.records import InputPolicy
 

@@ -22,7 +22,8 @@ from activeseg.demo.recipe import DEMO_RECIPE
 from activeseg.demo.scenes import SCENE_CLASSES, Scene, draw_scene, plan_scenes, scene_seed
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter
 from activeseg.nn.data import LabeledImage, to_input, to_pixels
-from activeseg.nn.fit import Evaluation, evaluate, fit
+from activeseg.nn.evaluate import Evaluation, evaluate
+from activeseg.nn.fit import fit
 from activeseg.nn.zoo import build_model
 from activeseg.records import InputPolicy
 

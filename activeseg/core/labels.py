@@ -17,6 +17,9 @@ from activeseg.errors import ConfigError, MaskError
 UNLABELED = 255
 """Value of a pixel nobody labelled, in index masks and in training targets. Never a class index."""
 
+Mask = npt.NDArray[Any]
+"""(H, W) uint8 class indices or, for a label set whose classes overlap, (len(names), H, W) bool planes."""
+
 # A name holds no '#': a mistyped colour must not become part of it.
 _LINE = re.compile(r"^(?P<name>[^#\s][^#]*?)(?:\s+#(?P<color>[0-9a-f]{6}))?(?:\s+(?P<ignore>ignore))?$", re.IGNORECASE)
 
@@ -31,13 +34,17 @@ class LabelSet:
     names: unique, at most 255.
     colors: one (r, g, b) per name, 0..255.
     ignore_index: the class that is drawn and stored but neither trained nor counted (void), or None.
+    overlap: classes may overlap (multi-label): a pixel may have several or none, and networks have a sigmoid head.
 
     The network's channels are the classes without the ignored one, in the same order (`channels`).
+
+    A mask is an array (H, W) uint8 of class indices or, where classes overlap, planes (len(names), H, W) bool.
     """
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     ignore_index: int | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
@@ -50,8 +57,9 @@ class LabelSet:
             raise ConfigError(f"expected {len(self.names)} colours, one per class; got {len(self.colors)}")
         if self.ignore_index is not None and not 0 <= self.ignore_index < len(self.names):
             raise ConfigError(f"ignore_index {self.ignore_index} is not one of the {len(self.names)} classes")
-        if not 2 <= len(self.channels) <= UNLABELED - 1:
-            raise ConfigError(f"expected 2 to {UNLABELED - 1} classes besides the ignored one; got {len(self.channels)}")
+        least = 1 if self.overlap else 2
+        if not least <= len(self.channels) <= UNLABELED - 1:
+            raise ConfigError(f"expected {least} to {UNLABELED - 1} classes besides the ignored one; got {len(self.channels)}")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -74,20 +82,58 @@ class LabelSet:
             raise ConfigError(f"unknown class {name!r}; the label set has: {', '.join(self.names)}")
         return self.names.index(name)
 
-    def to_channels(self, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Class indices (H, W) uint8 -> channel numbers (H, W) uint8; ignored and unlabelled pixels become UNLABELED."""
+    def same_classes(self, other: LabelSet) -> bool:
+        """Whether masks drawn for one mean the same under the other; colours do not matter."""
+        return (self.names, self.ignore_index, self.overlap) == (other.names, other.ignore_index, other.overlap)
+
+    def sentence(self) -> str:
+        """The classes for an error message: 'road, car (void ignored, may overlap)'."""
+        ignored = [] if self.ignore_index is None else [f"{self.names[self.ignore_index]} ignored"]
+        notes = ", ".join(ignored + (["may overlap"] if self.overlap else []))
+        return ", ".join(self.names) + (f" ({notes})" if notes else "")
+
+    def to_channels(self, mask: Mask) -> npt.NDArray[np.uint8]:
+        """What the network is trained to say; ignored and unlabelled pixels become UNLABELED.
+
+        Class indices (H, W) -> channel numbers (H, W) uint8. Planes (len(names), H, W) bool -> 0 or 1 for each channel,
+        (C, H, W) uint8; UNLABELED in all channels under the ignored class.
+        """
+        if self.overlap:
+            targets = mask[list(self.channels)].astype(np.uint8)
+            if self.ignore_index is not None:
+                targets[:, mask[self.ignore_index].astype(np.bool_)] = UNLABELED
+            return targets
         table = np.full(256, UNLABELED, np.uint8)
         table[list(self.channels)] = np.arange(self.num_classes, dtype=np.uint8)
         return table[mask]
 
-    def to_indices(self, channels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Channel numbers (H, W) -> class indices (H, W) uint8; UNLABELED stays (inverse of to_channels)."""
+    def to_indices(self, channels: Mask) -> Mask:
+        """What the network says -> a mask.
+
+        Channel numbers (H, W) uint8 -> class indices (H, W) uint8; UNLABELED stays (inverse of `to_channels`). Where
+        classes overlap, (C, H, W) bool -> planes (len(names), H, W) bool; nothing is predicted as the ignored class.
+        """
+        if self.overlap:
+            planes = np.zeros((len(self.names), *channels.shape[1:]), np.bool_)
+            planes[list(self.channels)] = channels
+            return planes
         table = np.full(256, UNLABELED, np.uint8)
         table[: self.num_classes] = self.channels
         return table[channels]
 
-    def check_mask(self, mask: npt.NDArray[np.uint8]) -> None:
-        """Raise MaskError where a value is neither a class index nor UNLABELED."""
+    def check_mask(self, mask: Mask) -> None:
+        """Raise MaskError for an array that is no mask of these classes.
+
+        Without overlap: values that are neither a class index nor UNLABELED. With: another shape or dtype than planes.
+        """
+        expected = 3 if self.overlap else 2
+        if mask.ndim != expected:
+            kind = f"planes ({len(self.names)}, H, W)" if self.overlap else "class indices (H, W)"
+            raise MaskError(f"expected {kind}; got an array of shape {mask.shape}: is it a mask of this label set?")
+        if self.overlap:
+            if mask.dtype != np.bool_ or len(mask) != len(self.names):
+                raise MaskError(f"expected planes ({len(self.names)}, H, W) bool; got {mask.shape} {mask.dtype}")
+            return
         # bincount does not sort: on 12 megapixels that is most of the time.
         values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         unknown = [int(v) for v in values if v != UNLABELED and v >= len(self.names)]
@@ -99,13 +145,15 @@ class LabelSet:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
-        return {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_index": self.ignore_index}
+        data = {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_index": self.ignore_index}
+        # Only where it is true: the fingerprints of label sets made before there was a choice stay what they were.
+        return data | ({"overlap": True} if self.overlap else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LabelSet:
         """Inverse of `as_dict`."""
         colors = tuple((int(r), int(g), int(b)) for r, g, b in data["colors"])
-        return cls(tuple(data["names"]), colors, data["ignore_index"])
+        return cls(tuple(data["names"]), colors, data["ignore_index"], bool(data.get("overlap", False)))
 
     def to_text(self) -> str:
         """The text of a class file; `parse_classes` reads it back."""
@@ -115,11 +163,11 @@ class LabelSet:
         return "\n".join(lines) + "\n"
 
 
-def parse_classes(text: str) -> LabelSet:
+def parse_classes(text: str, *, overlap: bool = False) -> LabelSet:
     """Read a class file: one class a line, `name [#rrggbb] [ignore]`, index = line number from 0.
 
-    Missing colours are filled with well separated ones. Raises ConfigError on an empty list, a repeated name or more
-    than one ignored class.
+    overlap: whether the classes may overlap. Missing colours are filled with well separated ones.
+    Raises ConfigError on an empty list, a repeated name or more than one ignored class.
     """
     names: list[str] = []
     colors: list[tuple[int, int, int]] = []
@@ -134,7 +182,7 @@ def parse_classes(text: str) -> LabelSet:
             ignored.append(number)
     if len(ignored) > 1:
         raise ConfigError(f"at most one class may be marked 'ignore'; got {[names[i] for i in ignored]}")
-    return LabelSet(tuple(names), tuple(colors), ignored[0] if ignored else None)
+    return LabelSet(tuple(names), tuple(colors), ignored[0] if ignored else None, overlap)
 
 
 def _without_trailing_blanks(lines: Iterable[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Index masks and binary regions: taking apart, painting together, removing specks."""
+"""Masks and binary regions: taking apart, painting together, comparing, removing specks.
+
+Where classes exclude each other a mask is (H, W) uint8 class indices; where they overlap, planes (K, H, W) bool.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,20 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from activeseg.core.labels import Mask
+
 IndexMask = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
 
 
-def split_regions(mask: IndexMask, class_indices: Iterable[int]) -> list[tuple[int, BoolMask]]:
-    """One (class index, (H, W) bool) per listed class that occurs in the mask (H, W) uint8, in the listed order."""
+def split_regions(mask: Mask, class_indices: Iterable[int]) -> list[tuple[int, BoolMask]]:
+    """One (class index, (H, W) bool) per listed class that occurs in the mask, in the listed order.
+
+    mask: (H, W) uint8 class indices, or planes (K, H, W) bool.
+    """
+    if mask.ndim == 3:
+        return [(index, mask[index]) for index in class_indices if mask[index].any()]
     present = set(np.unique(mask).tolist())
     return [(index, mask == index) for index in class_indices if index in present]
 
@@ -27,6 +37,25 @@ def compose_regions(shape: tuple[int, int], regions: Iterable[tuple[int, BoolMas
     for index, region in regions:
         mask[region] = index
     return mask
+
+
+def unite_regions(shape: tuple[int, int], regions: Iterable[tuple[int, BoolMask]], *, planes: int) -> BoolMask:
+    """Planes (planes, H, W) bool: in each the union of the regions of that class index."""
+    united = np.zeros((planes, *shape), np.bool_)
+    for index, region in regions:
+        united[index] |= region
+    return united
+
+
+def changed_share(before: Mask, after: Mask) -> float:
+    """Share of pixels (0..1) whose class, or any of whose classes, differs between two masks of one kind and size."""
+    differs = before != after
+    return float(np.mean(differs.any(axis=0) if differs.ndim == 3 else differs))
+
+
+def despeckle_planes(planes: BoolMask, min_pixels: int) -> BoolMask:
+    """Planes (K, H, W) bool without components, and without holes, that are smaller than min_pixels."""
+    return np.stack([despeckle(plane.astype(np.uint8), min_pixels).astype(np.bool_) for plane in planes])
 
 
 def despeckle(mask: IndexMask, min_pixels: int) -> IndexMask:

@@ -41,10 +41,10 @@ def champion(session: Session) -> Checkpoint | None:
 def require_labels(checkpoint: Checkpoint, label_set: LabelSet) -> None:
     """Raise LabelSetMismatch where a checkpoint's classes are not the configured ones."""
     theirs = LabelSet.from_dict(checkpoint.spec["label_set"])
-    if (theirs.names, theirs.ignore_index) != (label_set.names, label_set.ignore_index):
+    if not theirs.same_classes(label_set):
         raise LabelSetMismatch(
-            f"checkpoint {checkpoint.model_version} knows the classes {', '.join(theirs.names)}; "
-            f"the class list has {', '.join(label_set.names)}: train a new checkpoint or restore the list"
+            f"checkpoint {checkpoint.model_version} knows the classes {theirs.sentence()}; "
+            f"[labels] has {label_set.sentence()}: train a new checkpoint or restore the list"
         )
 
 

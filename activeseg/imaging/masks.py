@@ -1,4 +1,8 @@
-"""Index masks as PNG files: the value of a pixel is the index of its class."""
+"""Masks as PNG files.
+
+Index masks: the value of a pixel is the index of its class. Planes, where classes overlap: one bit a pixel, the planes of
+all classes one below the other, so that any viewer shows them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from activeseg.errors import ImageError, MaskError
 from activeseg.imaging.decode import check_pixels, decoding_errors, detect_format, turn_upright
 
 Mask = npt.NDArray[np.uint8]
+Planes = npt.NDArray[np.bool_]
 
 _GREY, _PALETTE = 0, 3
 _SAVE_AS = "save it as an 8-bit greyscale or palette PNG whose values are class indices"
@@ -58,6 +63,29 @@ def encode_mask(mask: Mask) -> bytes:
     stream = BytesIO()
     Image.fromarray(np.ascontiguousarray(mask)).save(stream, "PNG")
     return stream.getvalue()
+
+
+def encode_planes(planes: Planes) -> bytes:
+    """A 1-bit PNG of planes (K, H, W) bool, W wide and K * H high; equal planes give equal bytes."""
+    if planes.dtype != np.bool_ or planes.ndim != 3 or not planes.size:
+        raise MaskError(f"expected planes of shape (K, H, W) and dtype bool; got {planes.shape} {planes.dtype}")
+    stream = BytesIO()
+    Image.fromarray(planes.reshape(-1, planes.shape[2])).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def decode_planes(data: bytes, count: int, *, max_pixels: int = 100_000_000) -> Planes:
+    """The inverse of `encode_planes`: (count, H, W) bool. `max_pixels` limits each plane.
+
+    Raises MaskError on anything but such a PNG, and on one whose height is no multiple of `count`.
+    """
+    stacked = decode_mask(data, max_pixels=max_pixels * count)
+    if stacked.max() > 1 or stacked.shape[0] % count:
+        raise MaskError(
+            f"expected {count} planes of 0 and 1, one below the other; got {stacked.shape[1]}x{stacked.shape[0]} pixels with "
+            f"values up to {stacked.max()}: is it a mask of this label set, and do its classes overlap?"
+        )
+    return stacked.reshape(count, -1, stacked.shape[1]).astype(np.bool_)
 
 
 def _bit_depth(data: bytes) -> int:

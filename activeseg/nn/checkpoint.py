@@ -27,9 +27,9 @@ _KEY = "activeseg"
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """All it takes to build a network again and to read its output.
+    """All it takes to build a network again and to read its output. What an architecture has no use for stays as it is.
 
-    head: 'softmax', one class per pixel.
+    upsampling: 'transposed' or 'bilinear' (fcn*_vgg16). aux: whether it has an auxiliary head to train with.
     """
 
     architecture: str
@@ -37,7 +37,13 @@ class NetworkSpec:
     decoder_stride: int
     label_set: LabelSet
     input_policy: InputPolicy
-    head: str = "softmax"
+    upsampling: str = "transposed"
+    aux: bool = True
+
+    @property
+    def head(self) -> str:
+        """How logits are read: 'softmax', one class a pixel, or 'sigmoid', independent classes."""
+        return "sigmoid" if self.label_set.overlap else "softmax"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
@@ -47,20 +53,27 @@ class NetworkSpec:
             "decoder_stride": self.decoder_stride,
             "label_set": self.label_set.as_dict(),
             "input_policy": self.input_policy.as_dict(),
+            "upsampling": self.upsampling,
+            "aux": self.aux,
             "head": self.head,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NetworkSpec:
         """The spec whose `as_dict` gave `data`."""
-        return cls(
+        spec = cls(
             str(data["architecture"]),
             float(data["width"]),
             int(data["decoder_stride"]),
             LabelSet.from_dict(data["label_set"]),
             InputPolicy.from_dict(data["input_policy"]),
-            str(data["head"]),
+            # Not in the first checkpoints.
+            str(data.get("upsampling", "transposed")),
+            bool(data.get("aux", True)),
         )
+        if data["head"] != spec.head:
+            raise ValueError(f"head {data['head']!r} does not fit its classes, which ask for {spec.head!r}")
+        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +87,6 @@ class Segmenter:
 
 def new_segmenter(spec: NetworkSpec, *, model_version: str, seed: int = 0) -> Segmenter:
     """A segmenter with random weights drawn from `seed`. Raises ConfigError for a spec no network has."""
-    if spec.head != "softmax":
-        raise ConfigError(f"unknown head {spec.head!r}; known: softmax")
     module = build_model(
         spec.architecture, spec.label_set.num_classes, width=spec.width, decoder_stride=spec.decoder_stride, seed=seed
     )

@@ -1,4 +1,4 @@
-"""Training and evaluation. `fit` is the whole recipe, read from top to bottom."""
+"""Training. `fit` is the whole recipe, read from top to bottom."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activeseg.config import TrainingSection
 from activeseg.core.labels import UNLABELED
-from activeseg.core.metrics import ConfusionMatrix, Metrics
 from activeseg.errors import ConfigError, NotReadyError
-from activeseg.imaging.decode import resize_short_side
 from activeseg.nn.checkpoint import Segmenter
-from activeseg.nn.data import LabeledImage, Samples, draw_batch, load_checked, to_input, to_pixels
+from activeseg.nn.data import LabeledImage, Samples, draw_batch, to_input
 from activeseg.nn.device import autocast
-from activeseg.nn.infer import READERS, Loaded, at_size, batches_by_size, forward
 from activeseg.nn.prefetch import map_ahead
 
 POLY_POWER = 0.9
@@ -31,9 +27,6 @@ POLY_POWER = 0.9
 
 AUX_WEIGHT = 0.5
 """Weight of an auxiliary head's loss, as in torchvision's reference recipe."""
-
-
-NumberedTruth = tuple[int, npt.NDArray[np.uint8]]
 
 
 Batch = tuple[Tensor, Tensor]
@@ -46,15 +39,6 @@ class FitResult:
     losses: tuple[float, ...]
     steps: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evaluation:
-    """How a network does on labelled images. per_image: (N, C, C) int64, rows = truth, in the order of image_ids."""
-
-    metrics: Metrics
-    per_image: npt.NDArray[np.int64]
-    image_ids: tuple[int, ...]
 
 
 def fit(
@@ -105,44 +89,6 @@ def _drawn(draw: Callable[[int], Batch], steps: int, device: torch.device) -> It
     if device.type == "cpu":
         return map(draw, range(steps))
     return map_ahead(draw, range(steps), workers=1, ahead=2)
-
-
-def evaluate(
-    segmenter: Segmenter,
-    images: Sequence[LabeledImage],
-    *,
-    device: torch.device,
-    precision: str = "auto",
-    batch_size: int = 8,
-) -> Evaluation:
-    """Confusion matrices at each image's own size; the ignored class and unlabelled pixels are not counted.
-
-    Raises NotReadyError without images, MaskError for a mask that does not fit its image.
-    """
-    if not images:
-        raise NotReadyError("no validation images: annotate some, or import them with `activeseg dataset import --split val`")
-    label_set = segmenter.spec.label_set
-    load = partial(_load_truth, segmenter)
-    loaded = map_ahead(load, enumerate(images), workers=READERS, ahead=2 * batch_size)
-    matrices: dict[int, ConfusionMatrix] = {}
-    batches: Iterator[list[Loaded[NumberedTruth]]] = batches_by_size(loaded, batch_size)
-    for batch in batches:
-        logits = forward(segmenter, batch, device=device, precision=precision)
-        for one, own in zip(batch, logits.unsqueeze(1), strict=True):
-            position, truth = one.tag
-            matrices[position] = ConfusionMatrix(label_set.num_classes, UNLABELED)
-            matrices[position].update(at_size(own, one.size)[0].argmax(dim=0).cpu(), truth)
-    ordered = [matrices[position] for position in range(len(images))]
-    total = sum(ordered, ConfusionMatrix(label_set.num_classes, UNLABELED))
-    per_image = np.stack([matrix.matrix.numpy() for matrix in ordered])
-    return Evaluation(total.compute(), per_image, tuple(image.image_id for image in images))
-
-
-def _load_truth(segmenter: Segmenter, numbered: tuple[int, LabeledImage]) -> Loaded[NumberedTruth]:
-    position, image = numbered
-    pixels, mask = load_checked(image, segmenter.spec.label_set)
-    resized = to_pixels(resize_short_side(pixels, segmenter.spec.input_policy.short_side))
-    return Loaded((position, segmenter.spec.label_set.to_channels(mask)), resized, (mask.shape[0], mask.shape[1]))
 
 
 def _optimizer(module: nn.Module, config: TrainingSection) -> torch.optim.SGD:

@@ -17,7 +17,7 @@ from activeseg.errors import LabelSetMismatch, NotReadyError
 from activeseg.nn.checkpoint import load_checkpoint
 from activeseg.nn.data import LabeledImage
 from activeseg.nn.device import pick_device
-from activeseg.nn.fit import Evaluation, evaluate
+from activeseg.nn.evaluate import Evaluation, evaluate
 from activeseg.records import StageReport
 from activeseg.workspace import Workspace
 

@@ -98,11 +98,11 @@ def _require_same_classes(session: Session, labeled: list[AnnotatedImage], label
     """Masks hold class numbers: drawn for other classes, they would teach the wrong ones without a sound."""
     for row_id in {item.label_set_id for item in labeled}:
         drawn_for = LabelSet.from_dict(session.get_one(LabelSetRow, row_id).definition)
-        if (drawn_for.names, drawn_for.ignore_index) != (label_set.names, label_set.ignore_index):
+        if not drawn_for.same_classes(label_set):
             number = sum(item.label_set_id == row_id for item in labeled)
             raise LabelSetMismatch(
-                f"{number} annotations were drawn for the classes {', '.join(drawn_for.names)}, the class list has "
-                f"{', '.join(label_set.names)}: restore the list, or start a new database and import the masks again"
+                f"{number} annotations were drawn for the classes {drawn_for.sentence()}, [labels] has "
+                f"{label_set.sentence()}: restore the list, or start a new database and import the masks again"
             )
 
 

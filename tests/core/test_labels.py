@@ -128,3 +128,54 @@ def test_the_fingerprint_tells_label_sets_apart() -> None:
         "".join(reversed(STREET.splitlines(keepends=True))),
     ]
     assert len({label_set.fingerprint, *(parse_classes(text).fingerprint for text in variants)}) == 5
+
+
+def overlapping(*, ignore_index: int | None = None) -> LabelSet:
+    return LabelSet(("roof", "panel", "void"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)), ignore_index, overlap=True)
+
+
+def test_planes_become_a_target_for_each_channel_and_come_back():
+    planes = np.zeros((3, 2, 2), np.bool_)
+    planes[0] = True
+    planes[1, 0] = True  # a panel on the roof
+    label_set = overlapping()
+    targets = label_set.to_channels(planes)
+    assert targets.dtype == np.uint8
+    assert targets.tolist() == planes.astype(np.uint8).tolist()
+    assert np.array_equal(label_set.to_indices(targets.astype(np.bool_)), planes)
+
+
+def test_pixels_under_the_ignored_plane_train_no_channel():
+    planes = np.zeros((3, 1, 3), np.bool_)
+    planes[0, 0] = [True, True, False]
+    planes[2, 0, 0] = True
+    targets = overlapping(ignore_index=2).to_channels(planes)
+    assert targets.tolist() == [[[UNLABELED, 1, 0]], [[UNLABELED, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("label_set", "mask"),
+    [
+        (overlapping(), np.zeros((4, 4), np.uint8)),
+        (overlapping(), np.zeros((2, 4, 4), np.bool_)),
+        (overlapping(), np.zeros((3, 4, 4), np.uint8)),
+        (LabelSet(("a", "b"), ((0, 0, 0), (1, 1, 1))), np.zeros((2, 4, 4), np.bool_)),
+    ],
+)
+def test_a_mask_of_the_other_kind_is_refused(label_set, mask):
+    with pytest.raises(MaskError, match="expected"):
+        label_set.check_mask(mask)
+
+
+def test_overlap_is_part_of_what_classes_mean():
+    exclusive = LabelSet(("roof", "panel", "void"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
+    assert not exclusive.same_classes(overlapping())
+    assert exclusive.fingerprint != overlapping().fingerprint
+    assert LabelSet.from_dict(overlapping().as_dict()) == overlapping()
+    assert "overlap" not in exclusive.as_dict(), "fingerprints of existing databases must not change"
+
+
+def test_a_single_class_is_enough_where_classes_overlap():
+    assert LabelSet(("crack",), ((9, 9, 9),), overlap=True).num_classes == 1
+    with pytest.raises(ConfigError, match="expected 2"):
+        LabelSet(("crack",), ((9, 9, 9),))

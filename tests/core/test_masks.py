@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from activeseg.core.masks import compose_regions, despeckle, label_components, split_regions
+from activeseg.core.masks import (
+    changed_share,
+    compose_regions,
+    despeckle,
+    despeckle_planes,
+    label_components,
+    split_regions,
+    unite_regions,
+)
 
 masks = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 3))
 
@@ -75,3 +83,28 @@ def test_the_given_mask_is_not_changed():
     mask = np.array([[1, 1, 9, 1]], np.uint8)
     despeckle(mask, 2)
     assert mask[0, 2] == 9
+
+
+def test_planes_are_split_and_united_without_loss():
+    planes = np.random.default_rng(3).random((4, 7, 5)) < 0.4
+    regions = split_regions(planes, range(4))
+    assert np.array_equal(unite_regions((7, 5), regions, planes=4), planes)
+    assert np.array_equal(unite_regions((7, 5), [*regions, regions[0]], planes=4), planes), "regions add up"
+
+
+def test_changed_share_counts_a_pixel_once_however_many_of_its_classes_changed():
+    before = np.zeros((3, 2, 2), np.bool_)
+    after = before.copy()
+    after[:, 0, 0] = True
+    assert changed_share(before, after) == 0.25
+    assert changed_share(np.array([[1, 2]], np.uint8), np.array([[1, 3]], np.uint8)) == 0.5
+
+
+def test_specks_and_holes_leave_each_plane_by_itself():
+    planes = np.zeros((2, 9, 9), np.bool_)
+    planes[0, 4, 4] = True  # a speck
+    planes[1] = True
+    planes[1, 2, 2] = False  # a hole
+    cleaned = despeckle_planes(planes, 4)
+    assert not cleaned[0].any()
+    assert cleaned[1].all()

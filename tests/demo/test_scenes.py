@@ -22,7 +22,8 @@ from activeseg.imaging.decode import decode_image
 from activeseg.imaging.masks import decode_mask
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter
 from activeseg.nn.data import LabeledImage, to_input, to_pixels
-from activeseg.nn.fit import evaluate, fit
+from activeseg.nn.evaluate import evaluate
+from activeseg.nn.fit import fit
 from activeseg.nn.zoo import build_model
 from activeseg.records import InputPolicy
 

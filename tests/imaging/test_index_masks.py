@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from activeseg.errors import MaskError
-from activeseg.imaging.masks import decode_mask, encode_mask
+from activeseg.imaging.masks import decode_mask, decode_planes, encode_mask, encode_planes
 from tests.imaging.corpus import encode, exif, png, scene, stored_for
 
 CAMVID = Path(os.environ.get("CAMVID", Path(__file__).parents[3] / "shared" / "camvid"))
@@ -102,3 +102,18 @@ def test_masks_of_real_street_scenes_are_read() -> None:
         mask = decode_mask(file.read_bytes())
         assert mask.shape == (360, 480)
         assert mask.max() <= 11
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (12, 33, 64)])
+def test_planes_come_back_bit_for_bit(shape):
+    planes = np.random.default_rng(1).random(shape) < 0.5
+    assert np.array_equal(decode_planes(encode_planes(planes), shape[0]), planes)
+
+
+def test_planes_that_are_none_are_refused_with_what_came():
+    with pytest.raises(MaskError, match="2 planes of 0 and 1"):
+        decode_planes(encode_mask(np.full((4, 4), 7, np.uint8)), 2)
+    with pytest.raises(MaskError, match="3 planes"):
+        decode_planes(encode_planes(np.ones((2, 2, 2), np.bool_)), 3)
+    with pytest.raises(MaskError, match="pixels"):
+        decode_planes(encode_planes(np.ones((2, 20, 20), np.bool_)), 2, max_pixels=100)

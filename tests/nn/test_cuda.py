@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from activeseg.nn.checkpoint import checkpoint_bytes, load_checkpoint
-from activeseg.nn.fit import evaluate, fit
+from activeseg.nn.evaluate import evaluate
+from activeseg.nn.fit import fit
 from activeseg.nn.infer import predict_masks, score_images
 from activeseg.records import ImageRef
 

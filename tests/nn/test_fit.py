@@ -10,7 +10,8 @@ import torch
 from activeseg.errors import ConfigError, MaskError, NotReadyError
 from activeseg.nn.checkpoint import checkpoint_bytes
 from activeseg.nn.data import LabeledImage
-from activeseg.nn.fit import _lr_factor, _optimizer, evaluate, fit
+from activeseg.nn.evaluate import evaluate
+from activeseg.nn.fit import _lr_factor, _optimizer, fit
 from activeseg.nn.zoo import build_model
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from activeseg.core.metrics import ConfusionMatrix
 from activeseg.db import checkpoints
 from activeseg.db.models import Decision, Evaluation, Promotion, Split, TrainingRun, TrainingStatus
 from activeseg.errors import LabelSetMismatch, NotReadyError
-from activeseg.nn.fit import Evaluation as Measured
+from activeseg.nn.evaluate import Evaluation as Measured
 from activeseg.stages.promote import evaluate_checkpoint, gate, promote_challengers
 from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
