@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,13 @@ class NetworkSpec:
     def head(self) -> str:
         """How logits are read: 'softmax', one class a pixel, or 'sigmoid', independent classes."""
         return "sigmoid" if self.label_set.overlap else "softmax"
+
+    def continues(self, start: NetworkSpec) -> bool:
+        """Whether a training of this network may start from a checkpoint of that one.
+
+        All must agree but the auxiliary head: adopted weights may have none, and nothing reads it but the loss.
+        """
+        return replace(start, aux=self.aux) == self
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
@@ -88,7 +95,13 @@ class Segmenter:
 def new_segmenter(spec: NetworkSpec, *, model_version: str, seed: int = 0) -> Segmenter:
     """A segmenter with random weights drawn from `seed`. Raises ConfigError for a spec no network has."""
     module = build_model(
-        spec.architecture, spec.label_set.num_classes, width=spec.width, decoder_stride=spec.decoder_stride, seed=seed
+        spec.architecture,
+        spec.label_set.num_classes,
+        width=spec.width,
+        decoder_stride=spec.decoder_stride,
+        upsampling=spec.upsampling,
+        aux=spec.aux,
+        seed=seed,
     )
     return Segmenter(spec, module, model_version)
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -10,7 +12,15 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from activeseg.errors import CheckpointError
-from activeseg.nn.checkpoint import checkpoint_bytes, import_weights, load_checkpoint, new_segmenter, read_weights
+from activeseg.nn.checkpoint import (
+    NetworkSpec,
+    checkpoint_bytes,
+    import_weights,
+    load_checkpoint,
+    new_segmenter,
+    read_weights,
+)
+from activeseg.records import InputPolicy
 
 
 def test_a_checkpoint_gives_back_the_same_network(make_segmenter) -> None:
@@ -23,6 +33,53 @@ def test_a_checkpoint_gives_back_the_same_network(make_segmenter) -> None:
     x = torch.rand(1, 3, 70, 50)
     with torch.inference_mode():
         assert torch.equal(loaded.module(x)["out"], segmenter.module.eval()(x)["out"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("fcn16s_vgg16", {"width": 1 / 16, "upsampling": "bilinear"}),
+        ("fcn8s_vgg16", {"width": 1 / 16}),
+        ("lraspp_mobilenet_v3_large", {}),
+        ("deeplabv3_mobilenet_v3_large", {"aux": False}),
+    ],
+)
+def test_a_checkpoint_keeps_the_choices_of_its_architecture(label_set, architecture: str, options: dict[str, Any]) -> None:
+    spec = replace(NetworkSpec(architecture, 1.0, 8, label_set, InputPolicy()), **options)
+    segmenter = new_segmenter(spec, model_version="m1", seed=3)
+    loaded = load_checkpoint(checkpoint_bytes(segmenter), model_version="m2", device="cpu")
+    assert loaded.spec == spec
+    x = torch.rand(1, 3, 40, 50)
+    with torch.inference_mode():
+        assert torch.equal(loaded.module(x)["out"], segmenter.module.eval()(x)["out"])
+
+
+def test_checkpoints_from_before_there_was_a_choice_of_upsampling_load(make_segmenter) -> None:
+    segmenter = make_segmenter()
+    described = {
+        "format": 1,
+        "spec": {
+            "architecture": "fcn_mobilenet_v2",
+            "width": 0.25,
+            "decoder_stride": 8,
+            "label_set": segmenter.spec.label_set.as_dict(),
+            "input_policy": segmenter.spec.input_policy.as_dict(),
+            "head": "softmax",
+        },
+    }
+    weights = read_weights(checkpoint_bytes(segmenter))
+    data = safetensors.torch.save(weights, {"activeseg": json.dumps(described)})
+    loaded = load_checkpoint(data, model_version="m1", device="cpu")
+    assert loaded.spec == segmenter.spec
+    assert (loaded.spec.upsampling, loaded.spec.aux) == ("transposed", True)
+
+
+def test_training_continues_the_same_network_with_or_without_its_auxiliary_head(make_segmenter) -> None:
+    spec = make_segmenter().spec
+    assert spec.continues(spec)
+    assert spec.continues(replace(spec, aux=False))
+    for other in ({"width": 0.5}, {"upsampling": "bilinear"}, {"decoder_stride": 16}, {"input_policy": InputPolicy(64)}):
+        assert not spec.continues(replace(spec, **other))
 
 
 def test_equal_networks_give_equal_bytes(make_segmenter) -> None:

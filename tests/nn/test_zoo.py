@@ -1,17 +1,93 @@
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
-from torchvision.models import mobilenet_v2, resnet50
+from torchvision.models import mobilenet_v2
 
+from activeseg.config import ModelSection
 from activeseg.errors import CheckpointError, ConfigError
 from activeseg.nn.geometry import enlarge, pad_input
-from activeseg.nn.zoo import build_model, load_pretrained
+from activeseg.nn.zoo import ARCHITECTURES, build_model, has_aux, load_pretrained
+
+SMALL = {name: {"width": 1 / 16} for name in ARCHITECTURES if name.endswith("vgg16")} | {"fcn_mobilenet_v2": {"width": 0.25}}
+SLOW = {name: pytest.mark.slow for name in ARCHITECTURES if name.endswith("resnet101")}
+WITH_AUX = [name for name in ARCHITECTURES if has_aux(name)]
 
 
-@pytest.fixture(scope="module")
-def resnet() -> torch.nn.Module:
-    return build_model("fcn_resnet50", 3)
+@cache
+def network(architecture: str) -> torch.nn.Module:
+    return build_model(architecture, 5, **SMALL.get(architecture, {}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_have_the_size_of_any_input(architecture: str) -> None:
+    model = network(architecture).eval()
+    for size in ((1, 1), (33, 47), (65, 32)):
+        with torch.inference_mode():
+            logits = model(torch.rand(1, 3, *size))
+        assert {name: scores.shape for name, scores in logits.items()} == {"out": (1, 5, *size)}
+        assert torch.isfinite(logits["out"]).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_in_training_gradients_reach_every_parameter(architecture: str) -> None:
+    model = build_model(architecture, 5, **SMALL.get(architecture, {})).train()
+    logits = model(torch.rand(2, 3, 49, 66))
+    assert list(logits) == (["out", "aux"] if architecture in WITH_AUX else ["out"])
+    targets = torch.randint(0, 5, (2, 49, 66))
+    sum(torch.nn.functional.cross_entropy(scores, targets) for scores in logits.values()).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("architecture", [pytest.param(name, marks=SLOW.get(name, ())) for name in ARCHITECTURES])
+def test_the_gradient_is_the_slope_along_a_random_direction(architecture: str) -> None:
+    model = build_model(architecture, 3, **SMALL.get(architecture, {})).eval().double()
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 3, 33, 40, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 3, (1, 33, 40), generator=generator)
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(model(image)["out"], targets)
+
+    # The auxiliary head is silent outside training.
+    trained = [p for name, p in model.named_parameters() if not name.startswith("aux_classifier")]
+    steps = [p.detach().abs().mean() * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in trained]
+    slope = sum((g * v).sum() for g, v in zip(torch.autograd.grad(loss(), trained), steps, strict=True))
+    around = []
+    with torch.no_grad():
+        for way in (1e-8, -2e-8):
+            for parameter, step in zip(trained, steps, strict=True):
+                parameter += way * step
+            around.append(loss())
+    assert abs(slope) > 1e-6
+    assert slope.item() == pytest.approx(((around[0] - around[1]) / 2e-8).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", WITH_AUX)
+def test_an_auxiliary_head_can_be_left_out(architecture: str) -> None:
+    with torch.device("meta"):
+        names = build_model(architecture, 3, aux=False).state_dict().keys()
+        whole = build_model(architecture, 3).state_dict().keys()
+    assert names == {name for name in whole if not name.startswith("aux_classifier")}
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name.startswith("deeplabv3")])
+def test_deeplab_says_that_one_image_is_no_training_batch(architecture: str) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError, match=r"at least 2 images.*batch_size"):
+        build_model(architecture, 3).train()(torch.rand(1, 3, 64, 64))
+
+
+def test_one_class_is_enough_for_a_sigmoid_head() -> None:
+    assert build_model("fcn_mobilenet_v2", 1, width=0.25).eval()(torch.rand(1, 3, 20, 20))["out"].shape == (1, 1, 20, 20)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_configuration_lists_every_network(architecture: str) -> None:
+    assert architecture in ModelSection.model_fields["architecture"].description.replace(",", "").split()
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
@@ -20,14 +96,6 @@ def test_logits_have_the_size_of_the_input(stride: int, size: tuple[int, int]) -
     model = build_model("fcn_mobilenet_v2", 5, width=0.25, decoder_stride=stride).eval()
     with torch.inference_mode():
         assert model(torch.rand(1, 3, *size))["out"].shape == (1, 5, *size)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (45, 36)])
-def test_resnet_has_an_auxiliary_head_in_training_only(resnet: torch.nn.Module, size: tuple[int, int]) -> None:
-    trained = resnet.train()(torch.rand(1, 3, *size))
-    assert {name: logits.shape for name, logits in trained.items()} == {"out": (1, 3, *size), "aux": (1, 3, *size)}
-    with torch.inference_mode():
-        assert list(resnet.eval()(torch.rand(1, 3, *size))) == ["out"]
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
@@ -85,37 +153,36 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone() -
 @pytest.mark.parametrize(
     ("architecture", "options", "told"),
     [
-        ("fcn_vgg", {}, "known: fcn_mobilenet_v2"),
+        ("fcn_vgg", {}, "known: fcn32s_vgg16, .*lraspp_mobilenet_v3_large"),
         ("fcn_mobilenet_v2", {"decoder_stride": 2}, "4, 8, 16 or 32"),
         ("fcn_resnet50", {"width": 0.5}, "width 1.0"),
         ("fcn_resnet50", {"decoder_stride": 32}, "decoder_stride 8"),
+        ("fcn8s_vgg16", {"decoder_stride": 16}, "fcn8s_vgg16 has no choice of decoder_stride"),
+        ("fcn8s_vgg16", {"upsampling": "nearest"}, "transposed or bilinear"),
+        ("fcn_mobilenet_v2", {"upsampling": "bilinear"}, "fcn_mobilenet_v2 has no choice of upsampling"),
+        ("lraspp_mobilenet_v3_large", {"width": 2.0}, "no choice of width"),
     ],
 )
-def test_networks_that_do_not_exist_are_refused(architecture: str, options: dict[str, float], told: str) -> None:
+def test_networks_that_do_not_exist_are_refused(architecture: str, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         build_model(architecture, 3, **options)
 
 
 def test_too_few_classes_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_classes"):
-        build_model("fcn_mobilenet_v2", 1)
+        build_model("fcn_mobilenet_v2", 0)
 
 
 def test_classification_weights_fill_the_encoder_and_nothing_else() -> None:
     classifier = mobilenet_v2(weights=None).eval()
     model = build_model("fcn_mobilenet_v2", 3).eval()
     head = {name: p.clone() for name, p in model.score.named_parameters()}
-    load_pretrained(model, "fcn_mobilenet_v2", classifier.state_dict())
+    left = load_pretrained(model, "fcn_mobilenet_v2", classifier.state_dict())
+    assert left == dict.fromkeys(["score.8", "score.16", "score.32"], "not in the file")
     x = torch.rand(1, 3, 65, 65)
     with torch.inference_mode():
         assert torch.allclose(model.encoder(x), classifier.features(x), atol=1e-6)
     assert all(torch.equal(p, head[name]) for name, p in model.score.named_parameters())
-
-
-def test_resnet_takes_classification_weights_without_their_classifier(resnet: torch.nn.Module) -> None:
-    weights = resnet50(weights=None).state_dict()
-    load_pretrained(resnet, "fcn_resnet50", weights)
-    assert all(torch.equal(value, weights[name]) for name, value in resnet.encoder.state_dict().items())
 
 
 def test_misfitting_weights_name_the_first_layer_and_the_remedy() -> None:

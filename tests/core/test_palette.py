@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from activeseg.explain.palette import voc_palette
+from activeseg.core.palette import voc_palette
 
 # The 21 classes of VOC 2012 and its border colour, as published with the data.
 FIRST = (
