@@ -20,8 +20,9 @@ class ClassScore:
     """One class's share of an image's uncertainty.
 
     class_index: index in the label set (the value in index masks).
-    channel_entropy_sum: sum over valid pixels of -p_c log p_c, in nats; over all classes these add up to entropy_sum.
-    region_pixels: pixels predicted as this class (argmax).
+    channel_entropy_sum: sum over valid pixels of -p_c log p_c (of the binary entropy where classes overlap), in nats; over
+    all classes these add up to entropy_sum.
+    region_pixels: pixels predicted as this class (argmax; p_c > 0.5 where classes overlap).
     region_entropy_sum: sum of the full per-pixel entropy over those pixels, in nats.
     mean_confidence: mean p_c over those pixels; None where the class is predicted nowhere.
     """
@@ -39,9 +40,9 @@ class ImageScore:
 
     entropy_sum: nats, summed over valid pixels (the default acquisition score).
     entropy_mean: entropy_sum / valid_pixels.
-    entropy_share: share of valid pixels whose entropy exceeds `core.entropy.SHARE_THRESHOLD` * log C.
+    entropy_share: share of valid pixels whose entropy exceeds `core.entropy.SHARE_THRESHOLD` * the largest possible one.
     margin_mean: mean of 1 - (p_first - p_second).
-    least_confidence_mean: mean of 1 - max p.
+    least_confidence_mean: mean of 1 - p_first.
     grid: row-major regional entropy sums on a `core.entropy.GRID` x `GRID` raster; they add up to entropy_sum.
     """
 
@@ -114,7 +115,10 @@ class InputPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetric:
-    """Dataset-level figures of one class; None where the class is absent from the truth."""
+    """Figures of one class. iou, dice and accuracy are dataset-level, None where the class is absent from the truth.
+
+    smoothed_iou, smoothed_dice: `core.metrics.smoothed`, which an absent class has too; None where not measured.
+    """
 
     class_index: int
     name: str
@@ -122,6 +126,8 @@ class ClassMetric:
     dice: float | None
     accuracy: float | None
     truth_pixels: int
+    smoothed_iou: float | None = None
+    smoothed_dice: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from activeseg.core import metrics
 from activeseg.core.entropy import image_entropy
 from activeseg.demo.recipe import DEMO_RECIPE
 from activeseg.demo.scenes import SCENE_CLASSES, Scene, draw_scene, plan_scenes, scene_seed
@@ -115,7 +116,7 @@ def error_correlation(segmenter: Segmenter, scenes: Sequence[Scene], evaluation:
     """Spearman's rho of summed entropy and 1 - image mIoU."""
     from scipy.stats import spearmanr
 
-    errors = [1 - mean_iou(matrix) for matrix in evaluation.per_image]
+    errors = 1 - metrics.mean_iou(metrics.class_iou(evaluation.counts))
     return float(spearmanr(summed_entropy(segmenter, scenes), errors).statistic)
 
 
@@ -145,9 +146,7 @@ def _print_rounds(splits: dict[str, list[Scene]], seed: int, arm: str, rounds: i
 
 
 def _by_class(evaluation: Evaluation) -> str:
-    total = evaluation.per_image.sum(axis=0)
-    union = total.sum(axis=0) + total.sum(axis=1) - np.diag(total)
-    values = np.diag(total) / np.maximum(union, 1)
+    values = evaluation.metrics.iou
     return " ".join(f"{SCENE_CLASSES.names[number][:4]} {value:.2f}" for number, value in enumerate(values))
 
 

@@ -1,10 +1,13 @@
 """Uncertainty from logits: per-pixel entropy maps and the one-pass reduction of a batch to a few numbers per image.
 
 Logits are (N, C, H, W) floating point on any device; classes are counted along dim 1 as network channels
-(LabelSet.channels translates). Entropies are in nats and computed as sum(entr(p)), which is right where p = 0: the
-textbook p * log p gives NaN there, and so does the log-softmax form for a logit of -inf. fp16 and bf16 logits are
-widened before the softmax; a logit that is NaN or +inf gives NaN results on purpose, so that the image fails where
-scores are checked and never ranks.
+(LabelSet.channels translates). Where classes exclude each other p is the softmax over dim 1; where they overlap
+(`sigmoid`) each p_c is a sigmoid of its own, and a pixel's labelling is a joint distribution over 2^C outcomes whose
+entropy is the sum of the channels' binary entropies.
+
+Entropies are in nats and computed as sum(entr(p)), which is right where p = 0: the textbook p * log p gives NaN there,
+and so does the log-softmax form for a logit of -inf. fp16 and bf16 logits are widened first; a logit that is NaN or
++inf gives NaN results on purpose, so that the image fails where scores are checked and never ranks.
 """
 
 from __future__ import annotations
@@ -39,10 +42,12 @@ class BatchStatistics:
     least_confidence_mean: (N,) float64, mean of 1 - p_first.
     grid: (N, GRID * GRID) float64, row-major regional entropy sums; they add up to entropy_sum.
     channel_entropy_sum: (N, C) float64, nats; the channels add up to entropy_sum.
-    region_pixels: (N, C) int64, pixels whose argmax is the channel.
-    region_entropy_sum: (N, C) float64, nats over those pixels (all channels' entropy, not only the one's).
-    mean_confidence: (N, C) float64, mean p of the channel over those pixels; NaN where there are none.
-    class_map: (N, H, W) uint8 channel numbers, the argmax; UNLABELED at invalid pixels.
+    region_pixels: (N, C) int64, pixels predicted as the channel: its region. Regions exclude each other with softmax
+        (the argmax); with sigmoid (p_c > 0.5) a pixel may lie in several or in none.
+    region_entropy_sum: (N, C) float64, nats over the region (all channels' entropy, not only the one's).
+    mean_confidence: (N, C) float64, mean p of the channel over its region; NaN where that is empty.
+    class_map: softmax: (N, H, W) uint8 channel numbers, UNLABELED at invalid pixels. sigmoid: (N, C, H, W) bool, the
+        regions, False at invalid pixels.
     """
 
     entropy_sum: Tensor
@@ -58,30 +63,46 @@ class BatchStatistics:
     class_map: Tensor
 
 
-def entropy_map(logits: Tensor, *, normalized: bool = False, classes: Sequence[int] | None = None) -> Tensor:
-    """Per-pixel Shannon entropy of the softmax over dim 1: -sum_c p_c log p_c.
+def max_entropy(channels: int, *, sigmoid: bool) -> float:
+    """The largest entropy a pixel can have, in nats: log C, or C log 2 where classes overlap."""
+    return channels * math.log(2) if sigmoid else math.log(channels)
 
-    logits: (N, C, H, W), C >= 2. Returns (N, H, W) float32, nats in 0..log C.
-    normalized: divide by log C, so that 1 is a uniform distribution (also with `classes`).
-    classes: channel numbers; only their terms -p_c log p_c are summed, p still normalised over all channels.
+
+def predicted_channels(logits: Tensor, *, sigmoid: bool) -> Tensor:
+    """What the network says: (N, C, H, W) -> (N, H, W) uint8 argmax or, where classes overlap, (N, C, H, W) bool p_c > 0.5."""
+    return logits > 0 if sigmoid else logits.argmax(dim=1).to(torch.uint8)
+
+
+def entropy_map(
+    logits: Tensor, *, normalized: bool = False, classes: Sequence[int] | None = None, sigmoid: bool = False
+) -> Tensor:
+    """Per-pixel Shannon entropy -sum_c p_c log p_c of the softmax over dim 1, or the sum of binary entropies.
+
+    logits: (N, C, H, W), C >= 2 (1 <= C with sigmoid). Returns (N, H, W) float32, nats in 0..max_entropy(C).
+    sigmoid: classes overlap; a pixel's entropy is sum_c -p_c log p_c - (1 - p_c) log(1 - p_c).
+    normalized: divide by `max_entropy` of all C channels, so that 1 is total ignorance (also with `classes`).
+    classes: channel numbers; only their terms are summed, p still normalised over all channels.
     Raises ConfigError for another shape or dtype, or for channels that are unknown or repeated.
     """
-    _check_logits(logits, at_least=2)
-    probabilities = torch.softmax(_widened(logits), dim=1)
-    if classes is not None:
-        probabilities = probabilities[:, _checked_channels(classes, logits.shape[1])]
-    entropy: Tensor = torch.special.entr(probabilities).sum(dim=1)
-    return (entropy / math.log(logits.shape[1]) if normalized else entropy).float()
+    _check_logits(logits, at_least=1 if sigmoid else 2)
+    chosen = slice(None) if classes is None else _checked_channels(classes, logits.shape[1])
+    if sigmoid:
+        yes, no = _yes_and_no(logits[:, chosen])
+        terms = torch.special.entr(yes) + torch.special.entr(no)
+    else:
+        terms = torch.special.entr(torch.softmax(_widened(logits), dim=1)[:, chosen])
+    entropy: Tensor = terms.sum(dim=1)
+    return (entropy / max_entropy(logits.shape[1], sigmoid=sigmoid) if normalized else entropy).float()
 
 
-def image_entropy(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+def image_entropy(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool = False) -> Tensor:
     """Summed per-pixel entropy of each image, the default acquisition score.
 
     logits: (N, C, H, W); valid: (N, H, W) bool, pixels that count (default all). Returns (N,) float64, nats.
     Raises ConfigError as `entropy_map`, and for a `valid` of another shape or dtype.
     """
     _check_valid(valid, logits)
-    entropy = entropy_map(logits)
+    entropy = entropy_map(logits, sigmoid=sigmoid)
     return _pixel_sum(entropy if valid is None else entropy.masked_fill(~valid, 0.0))
 
 
@@ -91,10 +112,9 @@ def reduce_logits(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool 
 
     logits: (N, C, H, W) with 2 <= C <= 255 (1 <= C with sigmoid); valid: (N, H, W) bool, pixels that count (all by
     default).
-    sigmoid: the channels are independent yes/no labels (multi-label). A pixel's labelling is then a joint distribution
-    over 2^C outcomes whose entropy is the sum of binary entropies (at most C log 2); p_first and p_second are the
-    probabilities of the two likeliest outcomes: prod_c max(p_c, 1 - p_c), and the same with the least sure channel
-    flipped. The class map is the argmax of p_c, and mean_confidence the mean of that p_c.
+    sigmoid: classes overlap. p_first and p_second are then the probabilities of the two likeliest outcomes of the joint
+    distribution: prod_c max(p_c, 1 - p_c), and the same with the least sure channel flipped. A pixel belongs to the
+    region of every channel with p_c > 0.5.
     At most three float32 tensors of the logits' size exist at once besides the logits (five with sigmoid).
     Raises ConfigError for another shape or dtype.
     """
@@ -102,19 +122,18 @@ def reduce_logits(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool 
     _check_valid(valid, logits)
     if valid is None:
         valid = torch.ones(logits.shape[0], *logits.shape[2:], dtype=torch.bool, device=logits.device)
-    likelihoods = _sigmoid_likelihoods if sigmoid else _softmax_likelihoods
-    channel_entropy, confidence, winner, first, second = likelihoods(_widened(logits))
-    largest = logits.shape[1] * math.log(2) if sigmoid else math.log(logits.shape[1])
+    likelihoods = _sigmoid_likelihoods(logits) if sigmoid else _softmax_likelihoods(logits)
 
     # A rounded probability may exceed 1 by an ulp: no statistic of a perfectly sure image may fall below 0 for that.
-    channel_entropy.clamp_(min=0.0).masked_fill_(~valid[:, None], 0.0)
+    channel_entropy = likelihoods.channel_entropy.clamp_(min=0.0).masked_fill_(~valid[:, None], 0.0)
     entropy = channel_entropy.sum(dim=1)  # (N, H, W), 0 at invalid pixels
     grid = _grid_sums(entropy)
     pixels = valid.sum(dim=(1, 2))
-    regions = winner.masked_fill(~valid, logits.shape[1])  # invalid pixels form a region of their own
-    region_pixels = _region_sums(regions, torch.ones_like(regions), logits.shape[1])
     # A comparison with NaN is false, and the share would look like that of a sure image.
-    doubtful = torch.where(entropy.isnan(), entropy, (entropy > SHARE_THRESHOLD * largest).to(entropy.dtype))
+    threshold = SHARE_THRESHOLD * max_entropy(logits.shape[1], sigmoid=sigmoid)
+    doubtful = torch.where(entropy.isnan(), entropy, (entropy > threshold).to(entropy.dtype))
+    first, second = likelihoods.first, likelihoods.second
+    regions = _overlapping_regions(likelihoods, entropy, valid) if sigmoid else _exclusive_regions(likelihoods, entropy, valid)
     return BatchStatistics(
         entropy_sum=grid.sum(dim=1),
         valid_pixels=pixels,
@@ -123,32 +142,81 @@ def reduce_logits(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool 
         least_confidence_mean=_pixel_sum((1 - first).clamp(min=0.0).masked_fill(~valid, 0.0)) / pixels,
         grid=grid,
         channel_entropy_sum=_pixel_sum(channel_entropy),
-        region_pixels=region_pixels,
-        region_entropy_sum=_region_sums(regions, entropy.double(), logits.shape[1]),
-        mean_confidence=_region_sums(regions, confidence.double(), logits.shape[1]) / region_pixels,
-        class_map=winner.masked_fill(~valid, UNLABELED).to(torch.uint8),
+        region_pixels=regions.pixels,
+        region_entropy_sum=regions.entropy_sum,
+        mean_confidence=regions.confidence_sum / regions.pixels,
+        class_map=regions.class_map,
     )
 
 
-def _softmax_likelihoods(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(channel entropy (N, C, H, W), p of the winner, winner, p_first, p_second), the last four (N, H, W)."""
-    probabilities = torch.softmax(logits, dim=1)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Likelihoods:
+    """channel_entropy: (N, C, H, W). first, second: (N, H, W), of the two likeliest outcomes.
+
+    winner, confidence: softmax: (N, H, W) the argmax and its p. sigmoid: (N, C, H, W) p_c > 0.5 and p_c.
+    """
+
+    channel_entropy: Tensor
+    first: Tensor
+    second: Tensor
+    winner: Tensor
+    confidence: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Regions:
+    """Sums over the pixels predicted as each channel, (N, C), and the class map."""
+
+    pixels: Tensor
+    entropy_sum: Tensor
+    confidence_sum: Tensor
+    class_map: Tensor
+
+
+def _softmax_likelihoods(logits: Tensor) -> _Likelihoods:
+    probabilities = torch.softmax(_widened(logits), dim=1)
     channel_entropy = torch.special.entr(probabilities)
     first, winner = probabilities.max(dim=1)
     # Several times faster than topk(2); the probabilities are not needed any more.
     second = probabilities.scatter_(1, winner[:, None], -1.0).amax(dim=1)
-    return channel_entropy, first, winner, first, second
+    return _Likelihoods(channel_entropy, first, second, winner, first)
 
 
-def _sigmoid_likelihoods(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `_softmax_likelihoods`, for independent channels."""
-    yes, no = torch.sigmoid(logits), torch.sigmoid(-logits)  # 1 - yes would lose the small values of no
+def _sigmoid_likelihoods(logits: Tensor) -> _Likelihoods:
+    yes, no = _yes_and_no(logits)
     channel_entropy = torch.special.entr(yes).add_(torch.special.entr(no))
-    confidence, winner = yes.max(dim=1)
     surer = torch.maximum(yes, no)
     first = surer.prod(dim=1)
     flipped = torch.minimum(yes, no, out=no).div_(surer).amax(dim=1)  # odds of flipping the least sure channel
-    return channel_entropy, confidence, winner, first, first * flipped
+    return _Likelihoods(channel_entropy, first, first * flipped, predicted_channels(logits, sigmoid=True), yes)
+
+
+def _yes_and_no(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """p_c and 1 - p_c without loss in either; NaN where a logit is +inf, which the sigmoid alone would take for sure."""
+    wide = _widened(logits)
+    wide = wide.masked_fill(wide.isposinf(), math.nan)
+    return torch.sigmoid(wide), torch.sigmoid(-wide)
+
+
+def _exclusive_regions(likelihoods: _Likelihoods, entropy: Tensor, valid: Tensor) -> _Regions:
+    channels = likelihoods.channel_entropy.shape[1]
+    regions = likelihoods.winner.masked_fill(~valid, channels)  # invalid pixels form a region of their own
+    return _Regions(
+        _region_sums(regions, torch.ones_like(regions), channels),
+        _region_sums(regions, entropy.double(), channels),
+        _region_sums(regions, likelihoods.confidence.double(), channels),
+        likelihoods.winner.masked_fill(~valid, UNLABELED).to(torch.uint8),
+    )
+
+
+def _overlapping_regions(likelihoods: _Likelihoods, entropy: Tensor, valid: Tensor) -> _Regions:
+    members = likelihoods.winner & valid[:, None]
+    return _Regions(
+        members.sum(dim=(2, 3)),
+        _pixel_sum(torch.where(members, entropy[:, None], 0.0)),
+        _pixel_sum(likelihoods.confidence.masked_fill_(~members, 0.0)),
+        members,
+    )
 
 
 def _region_sums(regions: Tensor, values: Tensor, channels: int) -> Tensor:

@@ -1,8 +1,12 @@
-"""Segmentation metrics of a whole dataset: one confusion matrix, then IoU, Dice and accuracy from its sums.
+"""Segmentation metrics of a whole dataset: counts first, then IoU, Dice and accuracy from their sums.
+
+Classes that exclude each other are counted in a `ConfusionMatrix`, classes that overlap in `OverlapCounts`. Of either,
+all that IoU and Dice need are the counts (3, C) int64 of an image: for each class its hits (pixels that are predicted
+as it and are it), its pixels in the truth, and the pixels predicted as it. Stacked over images they are (N, 3, C).
 
 mIoU is the one of the FCN paper (Long et al. 2015): intersection and union summed over all images first, then one IoU
 per class, then their mean over the classes that occur in the truth. It is not the mean of per-image values, and nothing
-is smoothed.
+is smoothed. `smoothed` is another metric with the same name in the source documents, and never part of it.
 """
 
 from __future__ import annotations
@@ -21,6 +25,11 @@ from activeseg.errors import ConfigError, MaskError
 from activeseg.records import ClassMetric
 
 Labels = Tensor | npt.NDArray[Any]
+Counts = npt.NDArray[np.int64]
+"""Hits, truth pixels and predicted pixels by class: (3, C), or (N, 3, C) for N images."""
+
+SMOOTHING = 1e-5
+"""The s of the smoothed metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,8 @@ class Metrics:
     """Dataset-level figures in 0..1; NaN where the truth holds no pixel of the class (or, for the first two, no pixel).
 
     mean_iou: mean of iou over the classes that occur in the truth.
-    pixel_accuracy: correct pixels / counted pixels.
-    iou: per class TP / (TP + FP + FN).
+    pixel_accuracy: right pixels / counted pixels; where classes overlap, right (pixel, class) decisions / all of them.
+    iou: per class TP / (TP + FP + FN) = hits / (truth + predicted - hits).
     dice: per class 2 TP / (2 TP + FP + FN).
     accuracy: per class TP / (TP + FN).
     truth_pixels: per class TP + FN.
@@ -95,19 +104,16 @@ class ConfusionMatrix:
         pairs = torch.bincount(true * self.num_classes + predicted, minlength=self.num_classes**2)
         self.matrix += pairs.reshape(self.num_classes, self.num_classes).cpu()
 
+    @property
+    def counts(self) -> Counts:
+        """Hits, truth pixels and predicted pixels, (3, C) int64."""
+        matrix: npt.NDArray[np.int64] = self.matrix.numpy()
+        return np.stack([np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)])
+
     def compute(self) -> Metrics:
         """The metrics of everything counted so far."""
-        matrix = self.matrix.numpy()
-        hits, truth, predicted = _marginals(matrix)
-        iou, dice, accuracy = _ratio(hits, truth, predicted)
-        return Metrics(
-            mean_iou=float(_mean_iou(hits, truth, predicted)),
-            pixel_accuracy=float(hits.sum() / truth.sum()) if truth.sum() else math.nan,
-            iou=tuple(iou.tolist()),
-            dice=tuple(dice.tolist()),
-            accuracy=tuple(accuracy.tolist()),
-            truth_pixels=tuple(int(pixels) for pixels in truth),
-        )
+        hits, truth, _ = self.counts
+        return _metrics(self.counts, right=int(hits.sum()), decisions=int(truth.sum()))
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """The counts of both. Raises ConfigError where they count different things."""
@@ -129,74 +135,111 @@ class ConfusionMatrix:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class BootstrapResult:
-    """mIoU of the challenger minus that of the champion, and its interval; > 0 means the challenger is better."""
+class OverlapCounts:
+    """The counterpart of ConfusionMatrix for classes that overlap: each class is a yes/no question of its own.
 
-    difference: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(
-    champion: Labels, challenger: Labels, *, samples: int = 1000, confidence: float = 0.9, seed: int
-) -> BootstrapResult:
-    """Percentile bootstrap of the difference in dataset-level mIoU over images (Efron and Tibshirani 1993, ch. 13).
-
-    champion, challenger: (N, C, C) whole counts, one confusion matrix (rows = truth) per image, the same images in the
-    same order. Each of `samples` times N images are drawn with replacement, the same for both. low and high are the
-    (1 - confidence) / 2 quantiles from either end. One image gives an interval without width.
-    Raises ConfigError for other shapes, for rows that do not pair (different truth), for truth without a pixel, and for
-    samples < 1 or confidence outside (0, 1).
+    num_classes: C. counts: (3, C) int64 hits, truth pixels, predicted pixels. decisions: counted (pixel, class) pairs.
     """
-    old, new = (_widened(name, m).cpu().numpy() for name, m in (("champion", champion), ("challenger", challenger)))
-    _check_bootstrap(old, new, samples, confidence)
-    rng = np.random.default_rng(seed)
-    # How often each image was drawn; matrix products with it are the resampled sums.
-    draws = rng.multinomial(len(old), np.full(len(old), 1 / len(old)), size=samples).astype(np.float64)
-    resampled = _weighted_mean_iou(new, draws) - _weighted_mean_iou(old, draws)
-    low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    everything = np.ones((1, len(old)))
-    difference = _weighted_mean_iou(new, everything) - _weighted_mean_iou(old, everything)
-    return BootstrapResult(difference=float(difference[0]), low=float(low), high=float(high))
+
+    def __init__(self, num_classes: int) -> None:
+        if not 1 <= num_classes <= UNLABELED:
+            raise ConfigError(f"num_classes: expected 1 to {UNLABELED}; got {num_classes}")
+        self.num_classes = num_classes
+        self.counts: Counts = np.zeros((3, num_classes), np.int64)
+        self.decisions = 0
+
+    def update(self, prediction: Labels, truth: Labels) -> None:
+        """Count one image, (C, H, W), or many, (N, C, H, W).
+
+        prediction: bool. truth: whole numbers 0 or 1, UNLABELED where a pixel is not counted; as LabelSet.to_channels.
+        Raises MaskError where shapes differ or values are others.
+        """
+        predicted, true = torch.as_tensor(prediction), _widened("truth", truth)
+        if predicted.dtype != torch.bool:
+            raise MaskError(f"prediction: expected bool, p > 0.5 of each class; got {predicted.dtype}")
+        if predicted.shape != true.shape or true.ndim not in (3, 4) or true.shape[-3] != self.num_classes:
+            raise MaskError(
+                f"prediction {tuple(predicted.shape)} and truth {tuple(true.shape)}: expected one shape "
+                f"([N, ]{self.num_classes}, H, W)"
+            )
+        predicted, counted, yes = predicted.to(true.device), true != UNLABELED, true == 1
+        if not (yes | (true == 0) | ~counted).all():
+            raise MaskError(f"truth: expected 0, 1 or {UNLABELED}; got up to {int(true.max())}")
+        kinds = (predicted & yes, yes, predicted & counted)
+        self.counts = self.counts + np.stack([kind.movedim(-3, 0).flatten(1).sum(dim=1).cpu().numpy() for kind in kinds])
+        self.decisions += int(counted.sum())
+
+    def compute(self) -> Metrics:
+        """The metrics of everything counted so far."""
+        hits, truth, predicted = self.counts
+        wrong = int((truth + predicted - 2 * hits).sum())
+        return _metrics(self.counts, right=self.decisions - wrong, decisions=self.decisions)
+
+    def __add__(self, other: OverlapCounts) -> OverlapCounts:
+        """The counts of both. Raises ConfigError where they count different numbers of classes."""
+        if self.num_classes != other.num_classes:
+            raise ConfigError(f"cannot add counts of {self.num_classes} classes and of {other.num_classes}")
+        total = OverlapCounts(self.num_classes)
+        total.counts, total.decisions = self.counts + other.counts, self.decisions + other.decisions
+        return total
 
 
-def _check_bootstrap(old: npt.NDArray[Any], new: npt.NDArray[Any], samples: int, confidence: float) -> None:
-    if old.shape != new.shape or old.ndim != 3 or old.shape[1] != old.shape[2] or not len(old):
-        raise ConfigError(f"expected two (N, C, C) stacks of one shape, N >= 1; got {old.shape} and {new.shape}")
-    if not np.array_equal(old.sum(axis=2), new.sum(axis=2)):
-        raise ConfigError("champion and challenger were not evaluated on the same images and masks in the same order")
-    if not old.any():
-        raise ConfigError("no counted pixel in any image: there is nothing to compare on")
-    if samples < 1 or not 0 < confidence < 1:
-        raise ConfigError(f"expected samples >= 1 and 0 < confidence < 1; got {samples} and {confidence}")
+@dataclass(frozen=True, slots=True)
+class Smoothed:
+    """The source documents' IoU and Dice per class, and their means over all classes; see `smoothed`."""
+
+    iou: tuple[float, ...]
+    dice: tuple[float, ...]
+    mean_iou: float
+    mean_dice: float
 
 
-def _weighted_mean_iou(matrices: npt.NDArray[Any], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(N, C, C) counts and (S, N) weights -> (S,) mIoU of each weighted sum of matrices."""
-    hits, truth, predicted = (weights @ part.astype(np.float64) for part in _marginals(matrices))
-    return _mean_iou(hits, truth, predicted)
+def smoothed(counts: Counts) -> Smoothed:
+    """IoU = (I + s) / (U + s) and Dice = 2 (I + s) / (areas + s) of each image, then the mean over images; s = 1e-5.
+
+    counts: (N, 3, C); one image that is the sum of all gives the documents' form over the set. A class in neither the
+    truth nor the prediction of an image has IoU 1 there and, the formula taken as it is written, Dice 2: rare classes
+    look better the less often they occur, and Dice may exceed 1. Raises ConfigError for another shape or no image.
+    """
+    if counts.ndim != 3 or counts.shape[1] != 3 or not len(counts):
+        raise ConfigError(f"counts: expected (N, 3, C) with N >= 1; got {counts.shape}")
+    hits, truth, predicted = counts.transpose(1, 0, 2).astype(np.float64)
+    areas = truth + predicted
+    iou = ((hits + SMOOTHING) / (areas - hits + SMOOTHING)).mean(axis=0)
+    dice = (2 * (hits + SMOOTHING) / (areas + SMOOTHING)).mean(axis=0)
+    return Smoothed(tuple(iou.tolist()), tuple(dice.tolist()), float(iou.mean()), float(dice.mean()))
 
 
-def _marginals(matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """(..., C, C) -> hits, truth pixels, predicted pixels, each (..., C)."""
-    return np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
+def class_iou(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(..., 3, C) -> (..., C) IoU; NaN where the truth has no pixel of the class."""
+    iou: npt.NDArray[np.float64] = _ratios(counts)[0]
+    return iou
 
 
-def _ratio(
-    hits: npt.NDArray[Any], truth: npt.NDArray[Any], predicted: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """IoU, Dice and accuracy per class, NaN where the truth has none of it."""
-    present = np.where(truth > 0, truth, np.nan)  # NaN spreads through the three divisions
-    return hits / (present + predicted - hits), 2 * hits / (present + predicted), hits / present
-
-
-def _mean_iou(hits: npt.NDArray[Any], truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """(..., C) -> (...) mean IoU over the classes present; NaN where none is."""
-    iou = _ratio(hits, truth, predicted)[0]
-    present = (truth > 0).sum(axis=-1)
+def mean_iou(iou: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(..., C) IoU -> (...) mean over the classes that are not NaN; NaN where all are."""
+    present = (~np.isnan(iou)).sum(axis=-1)
     mean: npt.NDArray[np.float64] = np.nansum(iou, axis=-1) / np.where(present > 0, present, np.nan)
     return mean
+
+
+def _metrics(counts: Counts, *, right: int, decisions: int) -> Metrics:
+    iou, dice, accuracy = _ratios(counts)
+    return Metrics(
+        mean_iou=float(mean_iou(iou)),
+        pixel_accuracy=right / decisions if decisions else math.nan,
+        iou=tuple(iou.tolist()),
+        dice=tuple(dice.tolist()),
+        accuracy=tuple(accuracy.tolist()),
+        truth_pixels=tuple(counts[1].tolist()),
+    )
+
+
+def _ratios(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(..., 3, C) -> IoU, Dice and accuracy, each (..., C), NaN where the truth has none of the class."""
+    hits, truth, predicted = np.moveaxis(counts, -2, 0)
+    present = np.where(truth > 0, truth, np.nan)  # NaN spreads through the three divisions
+    return np.stack([hits / (present + predicted - hits), 2 * hits / (present + predicted), hits / present])
 
 
 def _widened(name: str, labels: Labels) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +152,7 @@ class EvaluationFigures:
 
 
 def store_evaluation(session: Session, checkpoint_id: int, split: Split, figures: EvaluationFigures) -> None:
-    """Replace a checkpoint's figures on a split. Figures that do not exist (absent classes) get no row."""
+    """Replace a checkpoint's figures on a split. Figures that do not exist (absent classes) or are not finite get no row."""
     session.execute(sa.delete(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id, Evaluation.split == split))
     rows = [(metric, ALL_CLASSES, value) for metric, value in figures.overall.items()]
     for item in figures.classes:
@@ -160,10 +161,12 @@ def store_evaluation(session: Session, checkpoint_id: int, split: Split, figures
             "dice": item.dice,
             "accuracy": item.accuracy,
             "truth_pixels": float(item.truth_pixels),
+            "smoothed_iou": item.smoothed_iou,
+            "smoothed_dice": item.smoothed_dice,
         }
         rows += [(metric, item.name, value) for metric, value in pairs.items() if value is not None]
     when = now()
-    for metric, class_name, value in rows:
+    for metric, class_name, value in filter(lambda row: math.isfinite(row[2]), rows):
         session.add(
             Evaluation(
                 checkpoint_id=checkpoint_id,
@@ -185,7 +188,7 @@ def evaluations(session: Session, checkpoint_id: int, split: Split) -> list[Eval
 
 
 def overview(session: Session) -> list[dict[str, Any]]:
-    """Every checkpoint with its training size, validation mIoU and last decision, newest first."""
+    """Every checkpoint with its training size, validation mIoU, last decision and description, newest first."""
     current = champion(session)
     iou = sa.select(Evaluation.value).where(
         Evaluation.checkpoint_id == Checkpoint.id,
@@ -204,6 +207,7 @@ def overview(session: Session) -> list[dict[str, Any]]:
             Promotion.decision,
             Promotion.reason,
             Checkpoint.created_at,
+            Checkpoint.spec,
         )
         .outerjoin(Promotion, Promotion.id == last.scalar_subquery())
         .order_by(Checkpoint.id.desc())

@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from activeseg.core.labels import UNLABELED
-from activeseg.core.metrics import ConfusionMatrix, Metrics
+from activeseg.core.calibration import Calibration, CalibrationFigures
+from activeseg.core.entropy import predicted_channels
+from activeseg.core.labels import LabelSet
+from activeseg.core.metrics import ConfusionMatrix, Counts, Metrics, OverlapCounts, Smoothed, smoothed
 from activeseg.errors import NotReadyError
 from activeseg.imaging.decode import resize_short_side
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import LabeledImage, load_checked, to_pixels
 from activeseg.nn.infer import READERS, Loaded, at_size, batches_by_size, forward
 from activeseg.nn.prefetch import map_ahead
+from activeseg.records import ClassMetric
 
 NumberedTruth = tuple[int, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """How a network does on labelled images. per_image: (N, C, C) int64, rows = truth, in the order of image_ids."""
+    """How a network does on labelled images; classes are network channels.
+
+    metrics: dataset-level. counts: (N, 3, C) int64, hits, truth pixels and predicted pixels of each image, in the order
+    of image_ids. confusion: (C, C) int64, rows = truth, over all images; None where classes overlap. smoothed: the
+    source documents' form of IoU and Dice, per image.
+    """
 
     metrics: Metrics
-    per_image: npt.NDArray[np.int64]
+    counts: Counts
+    confusion: npt.NDArray[np.int64] | None
+    calibration: CalibrationFigures
+    smoothed: Smoothed
     image_ids: tuple[int, ...]
+
+    def overall(self) -> dict[str, float]:
+        """The figures over all classes by the names they are stored under; NaN where nothing was counted."""
+        return {
+            "mean_iou": self.metrics.mean_iou,
+            "pixel_accuracy": self.metrics.pixel_accuracy,
+            "nll": self.calibration.nll,
+            "ece": self.calibration.ece,
+            "smoothed_iou": self.smoothed.mean_iou,
+            "smoothed_dice": self.smoothed.mean_dice,
+        }
+
+    def by_class(self, label_set: LabelSet) -> tuple[ClassMetric, ...]:
+        """One record per network channel of `label_set`. Raises ConfigError where the counts differ."""
+        records = zip(self.metrics.by_class(label_set), self.smoothed.iou, self.smoothed.dice, strict=True)
+        return tuple(replace(record, smoothed_iou=iou, smoothed_dice=dice) for record, iou, dice in records)
 
 
 def evaluate(
@@ -39,31 +66,57 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 8,
 ) -> Evaluation:
-    """Confusion matrices at each image's own size; the ignored class and unlabelled pixels are not counted.
+    """Counts and calibration at each image's own size; the ignored class and unlabelled pixels are not counted.
 
+    What is kept of an image is its counts: memory does not grow with the masks.
     Raises NotReadyError without images, MaskError for a mask that does not fit its image.
     """
     if not images:
         raise NotReadyError("no validation images: annotate some, or import them with `activeseg dataset import --split val`")
-    label_set = segmenter.spec.label_set
+    sigmoid = segmenter.spec.head == "sigmoid"
     load = partial(_load_truth, segmenter)
     loaded = map_ahead(load, enumerate(images), workers=READERS, ahead=2 * batch_size)
-    matrices: dict[int, ConfusionMatrix] = {}
     batches: Iterator[list[Loaded[NumberedTruth]]] = batches_by_size(loaded, batch_size)
+    tally = _Tally(segmenter.spec.label_set.num_classes, len(images), sigmoid=sigmoid)
     for batch in batches:
         logits = forward(segmenter, batch, device=device, precision=precision)
         for one, own in zip(batch, logits.unsqueeze(1), strict=True):
-            position, truth = one.tag
-            matrices[position] = ConfusionMatrix(label_set.num_classes, UNLABELED)
-            matrices[position].update(at_size(own, one.size)[0].argmax(dim=0).cpu(), truth)
-    ordered = [matrices[position] for position in range(len(images))]
-    total = sum(ordered, ConfusionMatrix(label_set.num_classes, UNLABELED))
-    per_image = np.stack([matrix.matrix.numpy() for matrix in ordered])
-    return Evaluation(total.compute(), per_image, tuple(image.image_id for image in images))
+            tally.add(*one.tag, at_size(own, one.size))
+    return tally.evaluation(tuple(image.image_id for image in images))
+
+
+class _Tally:
+    """Sums over images, and the counts of each by its position."""
+
+    def __init__(self, num_classes: int, images: int, *, sigmoid: bool) -> None:
+        self.sigmoid = sigmoid
+        self.total: ConfusionMatrix | OverlapCounts = OverlapCounts(num_classes) if sigmoid else ConfusionMatrix(num_classes)
+        self.calibration = Calibration(sigmoid=sigmoid)
+        self.counts: Counts = np.zeros((images, 3, num_classes), np.int64)
+
+    def add(self, position: int, truth: npt.NDArray[np.uint8], logits: torch.Tensor) -> None:
+        """Count one image: truth as LabelSet.to_channels gives it, logits (1, C, H, W) of its size."""
+        true = torch.from_numpy(truth)[None]
+        before = self.total.counts
+        self.total.update(predicted_channels(logits, sigmoid=self.sigmoid).cpu(), true)
+        self.counts[position] = self.total.counts - before
+        self.calibration.update(logits, true)
+
+    def evaluation(self, image_ids: tuple[int, ...]) -> Evaluation:
+        """All figures."""
+        return Evaluation(
+            metrics=self.total.compute(),
+            counts=self.counts,
+            confusion=self.total.matrix.numpy() if isinstance(self.total, ConfusionMatrix) else None,
+            calibration=self.calibration.compute(),
+            smoothed=smoothed(self.counts),
+            image_ids=image_ids,
+        )
 
 
 def _load_truth(segmenter: Segmenter, numbered: tuple[int, LabeledImage]) -> Loaded[NumberedTruth]:
     position, image = numbered
     pixels, mask = load_checked(image, segmenter.spec.label_set)
     resized = to_pixels(resize_short_side(pixels, segmenter.spec.input_policy.short_side))
-    return Loaded((position, segmenter.spec.label_set.to_channels(mask)), resized, (mask.shape[0], mask.shape[1]))
+    size = (pixels.shape[0], pixels.shape[1])
+    return Loaded((position, segmenter.spec.label_set.to_channels(mask)), resized, size)

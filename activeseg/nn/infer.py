@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from activeseg.core.entropy import BatchStatistics, entropy_map, reduce_logits
+from activeseg.core.labels import Mask
 from activeseg.errors import DataError, NonFiniteScoreError
 from activeseg.imaging.decode import resize_short_side
 from activeseg.nn.checkpoint import Segmenter
@@ -36,12 +37,13 @@ Other = TypeVar("Other")
 class Prediction:
     """What the network says about one image, at the image's own size.
 
-    mask: (H, W) uint8 class indices. entropy: (H, W) float32 nats.
-    confidences: mean probability of each predicted class over the pixels it wins, by class index.
+    mask: as the label set describes masks: (H, W) uint8 class indices or, where classes overlap, planes (K, H, W) bool
+    with p_c > 0.5. entropy: (H, W) float32 nats, of all classes.
+    confidences: mean probability of each predicted class over the pixels predicted as it, by class index.
     """
 
     image_id: int
-    mask: npt.NDArray[np.uint8]
+    mask: Mask
     entropy: npt.NDArray[np.float32]
     confidences: dict[int, float]
 
@@ -75,7 +77,8 @@ def score_images(
         if isinstance(batch, ScoreFailure):
             yield batch
             continue
-        statistics = reduce_logits(forward(segmenter, batch, device=device, precision=precision))
+        logits = forward(segmenter, batch, device=device, precision=precision)
+        statistics = reduce_logits(logits, sigmoid=segmenter.spec.head == "sigmoid")
         yield from _image_scores(statistics, [loaded.tag for loaded in batch], segmenter.spec.label_set.channels)
 
 
@@ -207,11 +210,12 @@ def _class_scores(statistics: BatchStatistics, channels: tuple[int, ...]) -> Ite
 
 
 def _prediction(loaded: Loaded[ImageRef], logits: Tensor, segmenter: Segmenter) -> Prediction:
-    statistics = reduce_logits(logits)
+    sigmoid = segmenter.spec.head == "sigmoid"
+    statistics = reduce_logits(logits, sigmoid=sigmoid)
     [score] = _image_scores(statistics, [loaded.tag], segmenter.spec.label_set.channels)
     return Prediction(
         loaded.tag.image_id,
         segmenter.spec.label_set.to_indices(statistics.class_map[0].cpu().numpy()),
-        entropy_map(logits)[0].cpu().numpy(),
+        entropy_map(logits, sigmoid=sigmoid)[0].cpu().numpy(),
         {one.class_index: one.mean_confidence for one in score.classes if one.mean_confidence is not None},
     )

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from activeseg.config import PromotionSection
+from activeseg.core.bootstrap import paired_bootstrap
 from activeseg.core.labels import LabelSet
-from activeseg.core.metrics import Metrics, paired_bootstrap
+from activeseg.core.metrics import Metrics
 from activeseg.db import checkpoints, truth
-from activeseg.db.checkpoints import EvaluationFigures
 from activeseg.db.models import Checkpoint, Decision, Split
 from activeseg.errors import LabelSetMismatch, NotReadyError
-from activeseg.nn.checkpoint import load_checkpoint
-from activeseg.nn.data import LabeledImage
-from activeseg.nn.device import pick_device
-from activeseg.nn.evaluate import Evaluation, evaluate
+from activeseg.evaluations import BOOTSTRAP_SAMPLES, evaluate_checkpoint
+from activeseg.nn.evaluate import Evaluation
 from activeseg.records import StageReport
 from activeseg.workspace import Workspace
-
-BOOTSTRAP_SAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +64,11 @@ def _judge(workspace: Workspace, champion: Checkpoint | None, challenger: Checkp
         if champion is None:
             return Verdict(True, "first", {})
         return Verdict(False, "no validation split: nothing but the first checkpoint is promoted without one", {})
-    new = evaluate_checkpoint(workspace, challenger)[1]
+    new = evaluate_checkpoint(workspace, challenger)
     if champion is None:
         return Verdict(True, "first", {"mean_iou": new.metrics.mean_iou})
     try:
-        old = evaluate_checkpoint(workspace, champion)[1]
+        old = evaluate_checkpoint(workspace, champion)
     except LabelSetMismatch:
         return Verdict(True, "first of these classes", {"mean_iou": new.metrics.mean_iou})
     return gate(old, new, workspace.settings.promotion, LabelSet.from_dict(challenger.spec["label_set"]))
@@ -86,8 +81,8 @@ def gate(champion: Evaluation, challenger: Evaluation, rules: PromotionSection, 
     -tolerance; and no class with enough validation pixels may lose more than class_floor IoU.
     """
     interval = paired_bootstrap(
-        champion.per_image, challenger.per_image, samples=BOOTSTRAP_SAMPLES, confidence=rules.confidence, seed=0
-    )
+        champion.counts, challenger.counts, samples=BOOTSTRAP_SAMPLES, confidence=rules.confidence, seed=0
+    ).mean_iou
     statistics: dict[str, Any] = {
         "champion_mean_iou": champion.metrics.mean_iou,
         "mean_iou": challenger.metrics.mean_iou,
@@ -116,42 +111,6 @@ def _fallen_classes(old: Metrics, new: Metrics, rules: PromotionSection, label_s
         and before.truth_pixels >= rules.floor_min_pixels
         and before.iou - after.iou > rules.class_floor
     ]
-
-
-def evaluate_checkpoint(
-    workspace: Workspace, checkpoint: Checkpoint, split: Split = Split.VAL
-) -> tuple[StageReport, Evaluation]:
-    """Measure a checkpoint on the current masks of a split and store the figures in place of older ones.
-
-    mIoU is dataset-level (one confusion matrix over the split, classes present in the truth, void ignored). Raises
-    NotReadyError for a split without annotated images, LabelSetMismatch where the checkpoint knows other classes.
-    """
-    started = time.monotonic()
-    with workspace.database.read() as session:
-        labeled = truth.current(session, split=split)
-    if not labeled:
-        raise NotReadyError(
-            f"the {split.value} split has no annotated images: `activeseg dataset import --split {split.value}`, "
-            "or let the first rounds fill it"
-        )
-    checkpoints.require_labels(checkpoint, workspace.label_set)
-    data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
-    device = pick_device(workspace.settings.model.device)
-    segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
-    result = evaluate(
-        segmenter,
-        [LabeledImage(item.image.image_id, partial(workspace.read_labeled, item)) for item in labeled],
-        device=device,
-        precision=workspace.settings.model.precision,
-        batch_size=workspace.settings.scoring.batch_size,
-    )
-    overall = {"mean_iou": result.metrics.mean_iou, "pixel_accuracy": result.metrics.pixel_accuracy}
-    figures = EvaluationFigures(overall, result.metrics.by_class(segmenter.spec.label_set), len(labeled))
-    with workspace.database.write() as session:
-        checkpoints.store_evaluation(session, checkpoint.id, split, figures)
-    details: dict[str, Any] = {"model_version": checkpoint.model_version, "split": split.value, "images": len(labeled)}
-    details |= {name: round(value, 4) for name, value in overall.items()}
-    return StageReport("evaluate", 1, 0, time.monotonic() - started, details), result
 
 
 def promote_by_hand(workspace: Workspace, model_version: str, *, decided_by: str, reason: str) -> StageReport:

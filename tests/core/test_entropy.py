@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
-from activeseg.core.entropy import GRID, SHARE_THRESHOLD, BatchStatistics, entropy_map, image_entropy, reduce_logits
+from activeseg.core.entropy import (
+    GRID,
+    SHARE_THRESHOLD,
+    BatchStatistics,
+    entropy_map,
+    image_entropy,
+    max_entropy,
+    predicted_channels,
+    reduce_logits,
+)
 from activeseg.core.labels import UNLABELED
 from activeseg.errors import ConfigError
 
@@ -103,24 +112,26 @@ def test_certainty_has_no_entropy() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_non_finite_logit_shows_in_every_score_of_its_image_only(poison: float) -> None:
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_non_finite_logit_shows_in_every_score_of_its_image_only(poison: float, sigmoid: bool) -> None:
     logits = random_logits(2, 3, 8, 8)
     logits[1, 0, 3, 3] = poison
-    statistics = reduce_logits(logits)
+    statistics = reduce_logits(logits, sigmoid=sigmoid)
     for name in ("entropy_sum", "entropy_share", "margin_mean", "least_confidence_mean"):
         values = getattr(statistics, name)
         assert values.isnan().tolist() == [False, True], name
-    assert math.isnan(image_entropy(logits)[1])
+    assert math.isnan(image_entropy(logits, sigmoid=sigmoid)[1])
 
 
-def test_a_non_finite_logit_outside_the_valid_pixels_does_no_harm() -> None:
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_non_finite_logit_outside_the_valid_pixels_does_no_harm(sigmoid: bool) -> None:
     logits = random_logits(1, 3, 8, 8)
     valid = torch.ones(1, 8, 8, dtype=torch.bool)
     valid[0, 3, 3] = False
     poisoned = logits.clone()
     poisoned[0, :, 3, 3] = math.nan
-    assert_same(reduce_logits(poisoned, valid), reduce_logits(logits, valid))
-    assert image_entropy(poisoned, valid).item() == image_entropy(logits, valid).item()
+    assert_same(reduce_logits(poisoned, valid, sigmoid=sigmoid), reduce_logits(logits, valid, sigmoid=sigmoid))
+    assert image_entropy(poisoned, valid, sigmoid=sigmoid).item() == image_entropy(logits, valid, sigmoid=sigmoid).item()
 
 
 def test_normalized_entropy_is_one_for_uniform_logits() -> None:
@@ -191,10 +202,10 @@ def test_grid_and_channels_add_up_to_the_entropy_sum(size: tuple[int, int], sigm
     assert statistics.grid.shape == (2, GRID * GRID)
     torch.testing.assert_close(statistics.grid.sum(1), statistics.entropy_sum)
     torch.testing.assert_close(statistics.channel_entropy_sum.sum(1), statistics.entropy_sum, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(statistics.region_entropy_sum.sum(1), statistics.entropy_sum, rtol=1e-6, atol=1e-6)
-    assert statistics.region_pixels.sum(1).tolist() == [size[0] * size[1]] * 2
-    if not sigmoid:
-        torch.testing.assert_close(statistics.entropy_sum, image_entropy(logits), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(statistics.entropy_sum, image_entropy(logits, sigmoid=sigmoid), rtol=1e-6, atol=1e-6)
+    if not sigmoid:  # regions of classes that overlap need not cover the image, nor each pixel once
+        torch.testing.assert_close(statistics.region_entropy_sum.sum(1), statistics.entropy_sum, rtol=1e-6, atol=1e-6)
+        assert statistics.region_pixels.sum(1).tolist() == [size[0] * size[1]] * 2
 
 
 def test_grid_is_row_major() -> None:
@@ -230,11 +241,90 @@ def test_sigmoid_statistics_are_those_of_the_joint_distribution() -> None:
     assert statistics.margin_mean.item() == pytest.approx((1 - ordered[-1] + ordered[-2]).mean(), rel=1e-5)
     assert statistics.least_confidence_mean.item() == pytest.approx((1 - ordered[-1]).mean(), rel=1e-5)
     assert statistics.entropy_share.item() == pytest.approx((entropy > SHARE_THRESHOLD * 3 * math.log(2)).mean())
-    winner = p.argmax(0)
-    assert np.array_equal(statistics.class_map[0].numpy(), winner)
-    for channel in range(3):
-        confident = p[channel][winner == channel].mean()
-        assert statistics.mean_confidence[0, channel].item() == pytest.approx(confident, rel=1e-5)
+
+
+def naive_overlap(logits: torch.Tensor, valid: torch.Tensor) -> dict[str, Array]:
+    """The statistics of overlapping classes pixel by pixel in float64."""
+    count, channels = logits.shape[:2]
+    p = special.expit(logits.double().numpy())
+    result: dict[str, Array] = {name: np.zeros(count) for name in ("entropy_sum", "entropy_share")}
+    result |= {n: np.zeros((count, channels)) for n in ("channel_entropy_sum", "region_pixels", "region_entropy_sum")}
+    confidence = np.zeros((count, channels))
+    for n, y, x in zip(*np.nonzero(valid.numpy()), strict=True):
+        binary = [stats.entropy([q, 1 - q]) for q in p[n, :, y, x]]
+        result["entropy_sum"][n] += sum(binary)
+        result["entropy_share"][n] += sum(binary) > SHARE_THRESHOLD * channels * math.log(2)
+        for c, q in enumerate(p[n, :, y, x]):
+            result["channel_entropy_sum"][n, c] += binary[c]
+            if q > 0.5:
+                result["region_pixels"][n, c] += 1
+                result["region_entropy_sum"][n, c] += sum(binary)
+                confidence[n, c] += q
+    result["entropy_share"] /= valid.sum((1, 2)).numpy()
+    with np.errstate(invalid="ignore"):
+        result["mean_confidence"] = confidence / result["region_pixels"]
+    return result
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_sigmoid_regions_equal_a_naive_loop_and_overlap(channels: int) -> None:
+    logits = random_logits(2, channels, 9, 11, scale=1.5)
+    logits[1, 0] -= 100  # predicted nowhere
+    valid = torch.rand(2, 9, 11, generator=torch.Generator().manual_seed(1)) > 0.3
+    statistics = reduce_logits(logits, valid, sigmoid=True)
+    for name, expected in naive_overlap(logits, valid).items():
+        np.testing.assert_allclose(getattr(statistics, name).numpy(), expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert statistics.region_pixels.dtype == torch.int64
+    assert statistics.mean_confidence[1, 0].isnan()
+    assert statistics.class_map.dtype == torch.bool
+    assert torch.equal(statistics.class_map, (logits > 0) & valid[:, None])
+    if channels > 1:
+        members = statistics.class_map.sum(1)[valid]
+        assert {0, 2} <= set(members.tolist())  # several classes, and none
+
+
+def test_sigmoid_entropy_is_the_sum_of_binary_entropies() -> None:
+    logits = random_logits(2, 5, 6, 7)
+    p = special.expit(logits.double().numpy())
+    binary = special.entr(p) + special.entr(1 - p)
+    largest = 5 * math.log(2)
+    assert max_entropy(5, sigmoid=True) == pytest.approx(largest)
+    result = entropy_map(logits, sigmoid=True)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.numpy(), binary.sum(1), atol=2e-6)
+    np.testing.assert_allclose(image_entropy(logits, sigmoid=True).numpy(), binary.sum((1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(entropy_map(logits, sigmoid=True, normalized=True).numpy(), binary.sum(1) / largest, atol=1e-6)
+    chosen = entropy_map(logits, sigmoid=True, classes=[3, 1])
+    np.testing.assert_allclose(chosen.numpy(), binary[:, [3, 1]].sum(1), atol=1e-6)
+
+
+def test_the_largest_entropy_is_that_of_logits_that_say_nothing() -> None:
+    nothing = torch.zeros(1, 6, 1, 1)
+    assert entropy_map(nothing).item() == pytest.approx(max_entropy(6, sigmoid=False)) == pytest.approx(math.log(6))
+    assert entropy_map(nothing, sigmoid=True).item() == pytest.approx(max_entropy(6, sigmoid=True))
+    assert entropy_map(nothing, sigmoid=True, normalized=True).item() == pytest.approx(1)
+
+
+def test_sigmoid_entropy_gradient_matches_finite_differences() -> None:
+    logits = random_logits(1, 2, 2, 2, scale=1.0).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: image_entropy(z, sigmoid=True), logits, eps=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sigmoid_logits_are_widened(dtype: torch.dtype) -> None:
+    logits = random_logits(1, 3, 30, 30).to(dtype)
+    p = special.expit(logits.double().numpy())
+    expected = (special.entr(p) + special.entr(1 - p)).sum((1, 2, 3))
+    np.testing.assert_allclose(reduce_logits(logits, sigmoid=True).entropy_sum.numpy(), expected, rtol=1e-6)
+    large = torch.zeros(1, 21, 512, 512, dtype=dtype)
+    uniform = image_entropy(large, sigmoid=True).item()
+    assert uniform == pytest.approx(512 * 512 * 21 * math.log(2), rel=1e-6)
+
+
+def test_predicted_channels_are_those_of_the_reduction() -> None:
+    logits = random_logits(2, 4, 5, 6)
+    for sigmoid in (False, True):
+        assert torch.equal(predicted_channels(logits, sigmoid=sigmoid), reduce_logits(logits, sigmoid=sigmoid).class_map)
 
 
 def test_sigmoid_of_saturated_logits_stays_finite() -> None:

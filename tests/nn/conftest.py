@@ -41,6 +41,30 @@ def make_segmenter(label_set: LabelSet) -> Callable[..., Segmenter]:
 
 
 @pytest.fixture
+def overlapping_classes() -> LabelSet:
+    """Three channels that may overlap, and an ignored class between them."""
+    return parse_classes("sky\nroad\nvoid ignore\ncar\n", overlap=True)
+
+
+@pytest.fixture
+def make_overlapping(overlapping_classes: LabelSet) -> Callable[..., Segmenter]:
+    """A tiny network with a sigmoid head whose predictions differ from place to place."""
+
+    def make(*, short_side: int | None = None) -> Segmenter:
+        policy = InputPolicy(short_side, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        segmenter = new_segmenter(
+            NetworkSpec("fcn_mobilenet_v2", 0.25, 8, overlapping_classes, policy), model_version="m1", seed=1
+        )
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in segmenter.module.named_parameters():
+            if name.startswith("score.") and parameter.ndim == 4:
+                torch.nn.init.normal_(parameter, std=2.0, generator=generator)
+        return segmenter
+
+    return make
+
+
+@pytest.fixture
 def recipe() -> Callable[..., TrainingSection]:
     def make(**changes: object) -> TrainingSection:
         small: dict[str, object] = {"steps": 4, "batch_size": 2, "crop": (48, 64), "warmup_steps": 2}

@@ -187,3 +187,65 @@ def test_a_prediction_equals_the_one_of_the_image_alone(sure_segmenter, label_se
             region = prediction.mask == index
             if region.sum() > 50:
                 assert confidence == pytest.approx(winner[region].mean(), rel=1e-2)
+
+
+def yes(segmenter, pixels: np.ndarray) -> np.ndarray:
+    """Each class's own probability (C, H, W) float64."""
+    x = torch.tensor(pixels / 127.5 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return segmenter.module.eval()(x)["out"].double().sigmoid()[0].numpy()
+
+
+def binary_entropy(p: np.ndarray) -> np.ndarray:
+    return -(p * np.log(p) + (1 - p) * np.log1p(-p))
+
+
+def test_scores_of_overlapping_classes_are_sums_of_binary_entropies(make_overlapping) -> None:
+    segmenter = make_overlapping()
+    for result in score_images(segmenter, refs(), read, device=CPU, batch_size=3):
+        p = yes(segmenter, read(ImageRef(result.image_id, "", "")))
+        entropies = binary_entropy(p)
+        assert isinstance(result, ImageScore)
+        assert result.entropy_sum == pytest.approx(entropies.sum(), rel=1e-4)
+        assert result.entropy_share == pytest.approx((entropies.sum(0) > 3 * math.log(2) / 2).mean(), abs=2 / entropies[0].size)
+        assert [one.class_index for one in result.classes] == [0, 1, 3]
+        for channel, one in enumerate(result.classes):
+            region = p[channel] > 0.5
+            assert one.channel_entropy_sum == pytest.approx(entropies[channel].sum(), rel=1e-4)
+            assert one.region_pixels == pytest.approx(region.sum(), abs=2)
+            if one.region_pixels > 50:
+                assert one.region_entropy_sum == pytest.approx(entropies.sum(0)[region].sum(), rel=2e-2)
+                assert one.mean_confidence == pytest.approx(p[channel][region].mean(), rel=1e-2)
+
+
+def test_masks_of_overlapping_classes_are_planes(make_overlapping, overlapping_classes) -> None:
+    segmenter, several, none = make_overlapping(), 0, 0
+    for prediction in predict_masks(segmenter, refs(), read, device=CPU, batch_size=3):
+        p = yes(segmenter, read(ImageRef(prediction.image_id, "", "")))
+        size = SIZES[prediction.image_id - 100]
+        assert (prediction.mask.shape, prediction.mask.dtype) == ((4, *size), np.bool_)
+        overlapping_classes.check_mask(prediction.mask)
+        assert not prediction.mask[2].any()  # nothing is predicted as the ignored class
+        assert (prediction.mask[[0, 1, 3]] == (p > 0.5)).mean() > 0.999
+        assert np.allclose(prediction.entropy, binary_entropy(p).sum(0), atol=1e-3)
+        assert set(prediction.confidences) == {index for index in range(4) if prediction.mask[index].any()}
+        for index, confidence in prediction.confidences.items():
+            region = prediction.mask[index]
+            if region.sum() > 50:
+                assert confidence == pytest.approx(p[[0, 1, 3].index(index)][region].mean(), rel=1e-2)
+        several += (prediction.mask.sum(axis=0) > 1).sum()
+        none += (~prediction.mask.any(axis=0)).sum()
+    assert several
+    assert none
+
+
+def test_planes_are_cut_from_logits_at_the_images_own_size(make_overlapping) -> None:
+    """Logits are resized, then compared with one half: no plane has the blocks of a smaller one."""
+    segmenter = make_overlapping(short_side=24)
+    [prediction] = predict_masks(segmenter, refs(1), read, device=CPU)
+    captured: list[torch.Tensor] = []
+    segmenter.module.register_forward_hook(lambda module, inputs, output: captured.append(output["out"]))
+    [again] = predict_masks(segmenter, refs(1), read, device=CPU)
+    resized = torch.nn.functional.interpolate(captured[0], size=SIZES[0], mode="bilinear", align_corners=False)[0]
+    assert np.array_equal(prediction.mask[[0, 1, 3]], (resized.double().sigmoid() > 0.5).numpy())
+    assert np.array_equal(prediction.mask, again.mask)

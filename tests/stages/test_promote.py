@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import torch
 
 from activeseg.config import PromotionSection
+from activeseg.core.calibration import Calibration
 from activeseg.core.labels import LabelSet
-from activeseg.core.metrics import ConfusionMatrix
+from activeseg.core.metrics import ConfusionMatrix, smoothed
 from activeseg.db import checkpoints
-from activeseg.db.models import Decision, Evaluation, Promotion, Split, TrainingRun, TrainingStatus
+from activeseg.db.models import Decision, Promotion, Split, TrainingRun, TrainingStatus
 from activeseg.errors import LabelSetMismatch, NotReadyError
 from activeseg.nn.evaluate import Evaluation as Measured
-from activeseg.stages.promote import evaluate_checkpoint, gate, promote_challengers
+from activeseg.stages.promote import gate, promote_challengers
 from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
 
@@ -35,10 +37,10 @@ def measured(errors: list[float], *, rare: float | None = None, images: int = 30
             matrix[index, index], matrix[index, (index + 1) % 3] = 1000 - wrong, wrong
         matrices.append(matrix)
     total = ConfusionMatrix(3)
-    import torch
-
     total.matrix = torch.from_numpy(np.sum(matrices, axis=0))
-    return Measured(total.compute(), np.stack(matrices), tuple(range(images)))
+    counts = np.stack([[np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)] for matrix in matrices])
+    calibration = Calibration().compute()
+    return Measured(total.compute(), counts, total.matrix.numpy(), calibration, smoothed(counts), tuple(range(images)))
 
 
 @pytest.mark.parametrize(
@@ -76,32 +78,6 @@ def test_without_validation_images_only_the_first_checkpoint_is_promoted(
         decisions = [(row.decision, row.reason[:5]) for row in session.scalars(sa.select(Promotion).order_by(Promotion.id))]
         assert checkpoints.require_champion(session).id == 1
     assert decisions == [(Decision.PROMOTED, "first"), (Decision.REFUSED, "no va")]
-
-
-def test_evaluating_twice_replaces_the_figures(make_workspace: Make, train_champion: Callable[[Workspace], None]) -> None:
-    workspace = make_workspace()
-    train_champion(workspace)
-    with workspace.database.read() as session:
-        champion = checkpoints.require_champion(session)
-        before = session.scalars(sa.select(Evaluation)).all()
-    evaluate_checkpoint(workspace, champion)
-    with workspace.database.read() as session:
-        after = session.scalars(sa.select(Evaluation)).all()
-    assert [(row.metric, row.class_name, row.value) for row in before] == [(r.metric, r.class_name, r.value) for r in after]
-    assert ("mean_iou", "*") in {(row.metric, row.class_name) for row in after}
-
-
-def test_a_class_list_that_does_not_match_the_checkpoint_is_refused(
-    make_sqlite_workspace: Make, train_champion: Callable[[Workspace], None], tmp_path: Path
-) -> None:
-    workspace = make_sqlite_workspace()
-    train_champion(workspace)
-    (tmp_path / "classes.txt").write_text("sky\nground\ncube\nvoid ignore\n")
-    other = Workspace(workspace.settings, workspace.database)
-    with workspace.database.read() as session:
-        champion = checkpoints.require_champion(session)
-    with pytest.raises(LabelSetMismatch, match="cube"):
-        evaluate_checkpoint(other, champion)
 
 
 def test_a_failed_training_says_why_in_its_row(
