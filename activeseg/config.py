@@ -75,11 +75,22 @@ class LabelsSection(Section):
 class ModelSection(Section):
     """The network and its input."""
 
-    architecture: str = Field("fcn_mobilenet_v2", description="a name of activeseg.nn.zoo")
-    width: float = Field(1.0, gt=0, le=4, description="channel multiplier of the encoder (fcn_mobilenet_v2 and fcn*_vgg16)")
+    architecture: str = Field(
+        "fcn_mobilenet_v2",
+        description="fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16, fcn_mobilenet_v2, fcn_resnet50, fcn_resnet101, "
+        "deeplabv3_resnet50, deeplabv3_resnet101, deeplabv3_mobilenet_v3_large or lraspp_mobilenet_v3_large",
+    )
+    width: float = Field(
+        1.0,
+        gt=0,
+        le=4,
+        description="channel multiplier of the encoder (fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 and fcn_mobilenet_v2 only)",
+    )
     decoder_stride: Literal[4, 8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
     upsampling: Literal["transposed", "bilinear"] = Field(
-        "transposed", description="how fcn*_vgg16 enlarges: plain transposed convolutions, or ones that start as bilinear"
+        "transposed",
+        description="how fcn*_vgg16 enlarge: transposed convolutions straight to the classes, or 1x1 scores first and then "
+        "ones that start as bilinear interpolation",
     )
     short_side: int | None = Field(None, ge=32, le=8192, description="resize the shorter side to this; unset keeps the size")
     mean: tuple[float, float, float] = Field(
@@ -89,31 +100,94 @@ class ModelSection(Section):
         (0.229, 0.224, 0.225), description="input standard deviation on the 0..1 scale"
     )
     weights: str | None = Field(None, description="sha256 (or its start) of weights imported by `activeseg weights import`")
-    pretrained: bool = Field(False, description="start from torchvision's published weights (needs the network once)")
+    pretrained: bool = Field(
+        False,
+        description="start from torchvision's published weights: of the same network where they exist, else of its encoder "
+        "(needs the network once)",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="autocast of the forward pass; auto = bfloat16 where the device computes it natively"
     )
 
 
+# What `recipe` gives the keys of [training] that are not set. "modern" is the defaults themselves.
+_RECIPES: dict[str, dict[str, Any]] = {
+    "modern": {},
+    # Void as a class of its own is [labels] include_void, and x / 127.5 - 1 is [model] mean and std 0.5.
+    "documents": {
+        "epochs": 70,
+        "batch_size": 64,
+        "augment": "none",
+        "crop": (224, 224),
+        "color_jitter": 0.0,
+        "learning_rate": 0.01,
+        "head_lr_factor": 1.0,
+        "schedule": "constant",
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "clip_norm": 0.0,
+        "class_weights": "none",
+        "ema_decay": 0.0,
+        "validate_every": 0,
+        "patience": 0,
+    },
+}
+
+
 class TrainingSection(Section):
     """The recipe."""
 
+    recipe: Literal["modern", "documents"] = Field(
+        "modern",
+        description="values of the keys that are not set: the defaults below, or those of the FCN documents (see training.md)",
+    )
     steps: int = Field(600, gt=0, description="optimiser steps, whatever the number of images")
+    epochs: int | None = Field(None, gt=0, description="instead of steps: how often each image is seen; unset = steps count")
     batch_size: int = Field(8, gt=0, description="crops per step")
-    crop: tuple[Pixels, Pixels] = Field((240, 320), description="height and width of the training crops")
+    augment: Literal["crop", "none"] = Field(
+        "crop",
+        description="random windows, mirrored half of the time (crop), or whole images resized to the size in crop (none)",
+    )
+    crop: tuple[Pixels, Pixels] = Field((240, 320), description="height and width the network trains on")
     scale: tuple[Positive, Positive] = Field((0.75, 1.5), description="range of the random resize before cropping")
+    color_jitter: float = Field(
+        0.2, ge=0, lt=1, description="brightness, contrast and saturation vary by at most this share; 0 = not at all"
+    )
     learning_rate: float = Field(0.01, gt=0, description="of the encoder")
     head_lr_factor: float = Field(5.0, gt=0, description="the score layers learn this many times faster")
+    schedule: Literal["poly", "constant"] = Field("poly", description="the rate falls to 0 as (1 - step/steps)^0.9, or stays")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD with Nesterov")
     weight_decay: float = Field(1e-4, ge=0, description="L2, not on norms and biases")
     warmup_steps: int = Field(20, ge=0, description="linear warm-up")
-    clip_norm: float = Field(5.0, gt=0, description="gradient clipping")
+    clip_norm: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 = as it comes")
+    class_weights: Literal["none", "median_frequency"] = Field(
+        "none", description="weight of each class in the loss; median_frequency lifts rare ones (Eigen and Fergus, 2015)"
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 = none")
+    validate_every: int = Field(
+        100,
+        ge=0,
+        description="steps between looks at the validation split; the best look's weights are kept; 0 = the last ones",
+    )
+    patience: int = Field(5, ge=0, description="stop after this many looks without a better one; 0 = never")
+    save_every: int = Field(100, ge=0, description="steps a killed training repeats at most; 0 = all of them")
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
     start: Literal["pretrained", "champion"] = Field("pretrained", description="where retraining starts from")
     min_train: int = Field(8, gt=0, description="no training below this many annotated training images")
     retrain_after: int = Field(10, gt=0, description="retrain when this many new annotations came in")
     retrain_days: float = Field(7.0, gt=0, description="or after this many days, if there is anything new")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_recipe(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        preset = dict(_RECIPES.get(str(data.get("recipe")), {}))
+        if "steps" in data:
+            preset.pop("epochs", None)  # who sets steps means them
+        return preset | data
 
     @field_validator("scale")
     @classmethod
@@ -121,6 +195,10 @@ class TrainingSection(Section):
         if value[0] > value[1]:
             raise ValueError("expected the smaller factor first")
         return value
+
+    def planned_steps(self, images: int) -> int:
+        """Optimiser steps on so many images: `steps`, or enough for `epochs` passes (the last batch may begin another)."""
+        return self.steps if self.epochs is None else -(-self.epochs * images // self.batch_size)
 
 
 class ScoringSection(Section):

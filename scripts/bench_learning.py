@@ -2,6 +2,9 @@
 
 DIR holds train/images train/masks val/images val/masks classes.txt; masks are index PNGs with the images' names. Seed s
 draws the images, the initial score layers, the order and the crops. Lines for people go to stderr, JSON to stdout.
+
+It is the default recipe but for the looks at the validation images: the figure is taken on all of them, and weights chosen
+by the same images would flatter it. So the averaged weights of the last step are measured.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""activeseg train, evaluate, promote, rollback, checkpoints."""
+"""activeseg train, promote, rollback, checkpoints."""
 
 from __future__ import annotations
 
 import getpass
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +18,6 @@ Reason = Annotated[str, typer.Option("--reason", help="Why; stands in the promot
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(train)
-    app.command()(evaluate)
     app.command()(promote)
     app.command()(rollback)
     app.command()(checkpoints)
@@ -41,34 +39,6 @@ def train(
         if promote:
             reports.append(promote_challengers(workspace))
     print_reports(reports, as_json)
-
-
-def evaluate(
-    context: typer.Context,
-    checkpoint: Annotated[str | None, typer.Argument(help="Model version; the champion if left out.")] = None,
-    split: Annotated[str, typer.Option("--split", help="val, train or test.")] = "val",
-    as_json: AsJson = False,
-) -> None:
-    """Measure a checkpoint: IoU, Dice and accuracy per class, mIoU and pixel accuracy."""
-    from activeseg.db import checkpoints as rows
-    from activeseg.db.models import Split
-    from activeseg.errors import ConfigError
-    from activeseg.stages.promote import evaluate_checkpoint
-
-    if split not in ("val", "train", "test"):
-        raise ConfigError(f"--split: expected val, train or test; got {split!r}")
-    with workspace_of(context) as workspace:
-        with workspace.database.read() as session:
-            row = rows.by_version(session, checkpoint) if checkpoint else rows.require_champion(session)
-        report, result = evaluate_checkpoint(workspace, row, Split(split))
-        classes = result.metrics.by_class(workspace.label_set)
-    if as_json:
-        print_json(report.details | {"classes": [asdict(item) for item in classes]})
-        return
-    lines = [(item.name, item.iou, item.dice, item.accuracy, item.truth_pixels) for item in classes]
-    print_table(("class", "IoU", "Dice", "accuracy", "pixels"), lines, title=f"{row.model_version} on {split}")
-    overall = f"mIoU {result.metrics.mean_iou:.4f}, pixel accuracy {result.metrics.pixel_accuracy:.4f}"
-    typer.echo(f"{overall}, {len(result.image_ids)} images")
 
 
 def promote(

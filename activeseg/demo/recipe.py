@@ -54,6 +54,9 @@ DEMO_RECIPE = DemoRecipe(
         weight_decay=1e-4,
         warmup_steps=10,
         clip_norm=5.0,
+        # So few steps leave nothing to average and nothing to choose from.
+        ema_decay=0.0,
+        validate_every=0,
         # Each round goes on from the champion: so few steps are too few to begin again from nothing.
         start="champion",
         min_train=8,
@@ -85,6 +88,8 @@ REAL_RECIPE = DemoRecipe(
         learning_rate=0.1,
         head_lr_factor=2.0,
         warmup_steps=10,
+        ema_decay=0.0,
+        validate_every=0,
         start="champion",
         retrain_after=10,
     ),

@@ -8,7 +8,7 @@ import torch
 
 from activeseg.errors import ConfigError
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,12 +30,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(device: torch.device, precision: str) -> str:
-    """'float32' or 'bfloat16'; 'auto' becomes bfloat16 where the device computes it natively.
+    """'float32', 'bfloat16' or 'float16'; 'auto' becomes bfloat16 where the device computes it natively.
 
-    Raises ConfigError for any other name.
+    Raises ConfigError for any other name, and for float16 on a CPU.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if precision == "float16" and device.type == "cpu":
+        raise ConfigError("precision float16 needs a CUDA device, this is a CPU: set [model] precision to auto or float32")
     if precision != "auto":
         return precision
     return "bfloat16" if _native_bfloat16(device) else "float32"
@@ -43,9 +45,10 @@ def pick_precision(device: torch.device, precision: str) -> str:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Context in which matrix products and convolutions run in `precision` on `device`; weights stay float32."""
-    if pick_precision(device, precision) == "float32":
+    picked = pick_precision(device, precision)
+    if picked == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.float16 if picked == "float16" else torch.bfloat16)
 
 
 def _native_bfloat16(device: torch.device) -> bool:

@@ -6,8 +6,8 @@ import torch
 
 from activeseg.core.labels import UNLABELED
 from activeseg.errors import ImageError, MaskError
-from activeseg.nn import data
-from activeseg.nn.data import LabeledImage, Samples, draw_batch, to_input, to_pixels
+from activeseg.nn.crops import draw_batch
+from activeseg.nn.data import LabeledImage, Samples, to_input, to_pixels
 from activeseg.records import InputPolicy
 
 HALVES = InputPolicy(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -68,15 +68,14 @@ def test_every_image_is_shown_equally_often(scenes, label_set, recipe) -> None:
     assert sorted(calls) == sorted(list(range(7)) * 4)
 
 
-def test_crops_keep_image_and_mask_together(label_set, recipe, monkeypatch) -> None:
-    monkeypatch.setattr(data, "COLOR_JITTER", 0.0)
+def test_crops_keep_image_and_mask_together(label_set, recipe) -> None:
     mask = np.zeros((60, 80), np.uint8)
     mask[:, 30:] = 1
     mask[35:] = 4  # channel 3
     pixels = np.stack([np.array([40, 120, 0, 0, 200], np.uint8)[mask]] * 3, axis=2)
     samples = Samples([LabeledImage(1, lambda: (pixels, mask))], label_set, HALVES)
     for step in range(20):
-        crops, channels = draw_batch(samples, recipe(crop=(40, 56), scale=(0.5, 2.0)), step)
+        crops, channels = draw_batch(samples, recipe(crop=(40, 56), scale=(0.5, 2.0), color_jitter=0), step)
         # Away from borders between colours the pixel's colour tells its channel.
         expected = torch.full_like(channels, 254)
         for value, channel in ((40, 0), (120, 1), (200, 3)):
@@ -96,6 +95,52 @@ def test_windows_larger_than_the_image_are_padded_with_nothing_labelled(label_se
     assert outside.std() == 0 or (outside - 127.5).abs().max() < 40  # the mean colour, up to jitter
     corners = {tuple(torch.nonzero(one != UNLABELED)[0].tolist()) for one in channels}
     assert len(corners) > 1
+
+
+def test_masks_never_get_values_between_two_classes(label_set, overlapping_classes, recipe) -> None:
+    """Channels 0 and 3 in a fine pattern: any mixing would give 1 or 2, and 0 and 1 in planes any other value."""
+    mask = np.where(np.indices((47, 61)).sum(axis=0) % 3 == 0, 4, 0).astype(np.uint8)
+    planes = np.stack([mask == 0, mask == 4, np.zeros_like(mask, bool), mask == 0])
+    pixels = np.zeros((47, 61, 3), np.uint8)
+    config = recipe(crop=(40, 56), scale=(0.4, 2.5))
+    for given, classes, allowed in ((mask, label_set, {0, 3, UNLABELED}), (planes, overlapping_classes, {0, 1, UNLABELED})):
+        samples = Samples([LabeledImage(1, lambda given=given: (pixels, given))], classes, InputPolicy(33))
+        for augment in ("crop", "none"):
+            drawn = [draw_batch(samples, config.model_copy(update={"augment": augment}), step)[1] for step in range(10)]
+            assert set(torch.cat(drawn).unique().tolist()) <= allowed
+
+
+def test_planes_stay_with_their_image(overlapping_classes, recipe) -> None:
+    planes = np.zeros((4, 60, 80), np.bool_)
+    planes[0, :30], planes[1, :, 40:], planes[3, 20:50, 20:60] = True, True, True
+    pixels = (200 * planes[[0, 1, 3]].transpose(1, 2, 0) + 20).astype(np.uint8)  # one colour for each channel
+    samples = Samples([LabeledImage(1, lambda: (pixels, planes))], overlapping_classes, HALVES)
+    for step in range(10):
+        crops, targets = draw_batch(samples, recipe(crop=(40, 56), color_jitter=0), step)
+        assert targets.shape == (2, 3, 40, 56)
+        known = (targets != UNLABELED) & ((crops < 40) | (crops > 200))
+        assert known.float().mean() > 0.5
+        assert ((crops > 120) == (targets == 1))[known].float().mean() > 0.99
+
+
+def test_the_shrunk_mask_lies_where_the_shrunk_image_lies(label_set, recipe) -> None:
+    """An edge at an odd place: nearest without half-pixel centres would move it against the bilinear image."""
+    mask = np.zeros((90, 90), np.uint8)
+    mask[:, 44:] = 1
+    pixels = np.repeat((mask * 200)[:, :, None], 3, axis=2)
+    samples = Samples([LabeledImage(1, lambda: (pixels, mask))], label_set, HALVES)
+    crops, channels = draw_batch(samples, recipe(augment="none", crop=(30, 30), color_jitter=0, batch_size=1), 0)
+    assert torch.equal(channels[0], (crops[0, 0] > 100).to(torch.uint8))
+
+
+def test_without_augmentation_whole_images_are_shown_as_they_are(scenes, label_set, recipe) -> None:
+    config = recipe(augment="none", color_jitter=0, crop=(48, 64), batch_size=2)
+    samples = Samples(scenes, label_set, HALVES)
+    crops, channels = draw_batch(samples, config, 0)
+    shown = {crop.numpy().tobytes(): target for crop, target in zip(crops, channels, strict=True)}
+    for position in range(2):
+        pixels, target = samples[position]
+        assert torch.equal(shown[pixels.contiguous().numpy().tobytes()], target)
 
 
 def test_half_of_the_crops_are_mirrored(label_set, recipe) -> None:

@@ -29,7 +29,7 @@ def test_scores_and_masks_equal_those_of_the_cpu(make_segmenter) -> None:
         assert len(list(predict_masks(segmenter, images, read, device=CUDA, precision=precision))) == 5
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_network_that_was_scored_with_still_trains(make_segmenter, scenes, recipe, precision) -> None:
     segmenter = make_segmenter()
     before = torch.cuda.get_rng_state()
