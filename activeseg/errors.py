@@ -7,7 +7,8 @@
     ├── DataError                  bytes from outside that cannot be used; usually a quarantine row
     │   ├── ImageError             an image that cannot or must not be decoded
     │   ├── MaskError              a mask of the wrong size or with unknown values
-    │   └── AnnotationError        an annotation that does not describe its image
+    │   ├── AnnotationError        an annotation that does not describe its image
+    │   └── SaliencyError          a saliency map that points nowhere
     ├── CheckpointError            weights that are missing, altered or of another network
     ├── LabelSetMismatch           classes differ between database, checkpoint and Label Studio
     ├── NonFiniteScoreError        a score that is NaN or infinite: it raises, it never ranks
@@ -52,6 +53,10 @@ class MaskError(DataError):
 
 class AnnotationError(DataError):
     """An annotation does not describe its image."""
+
+
+class SaliencyError(DataError):
+    """A saliency map points nowhere: there is nothing to cut out."""
 
 
 class CheckpointError(ActivesegError):

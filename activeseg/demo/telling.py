@@ -16,8 +16,8 @@ from activeseg.db import checkpoints, rounds, truth
 from activeseg.db.models import Query, Round, Split
 from activeseg.db.rankings import ranking
 from activeseg.explain.curves import curve_figure
+from activeseg.explain.explanation import explain_pixels
 from activeseg.explain.figures import PanelRow, panel_figure
-from activeseg.explain.report import explain_pixels
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.server import RunningServer

@@ -1,117 +1,132 @@
-"""Everything the model says about one image file, as PNG files and a table."""
+"""Everything the model says about one image file, as PNG files, arrays and a table."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
-from activeseg.core.entropy import entropy_map
 from activeseg.core.labels import LabelSet
-from activeseg.errors import ImageError
-from activeseg.explain.figures import class_table, entropy_figure
-from activeseg.explain.heatmap import heatmap
-from activeseg.explain.overlay import colorize, overlay
-from activeseg.imaging.decode import decode_image, resize_short_side
+from activeseg.errors import ConfigError
+from activeseg.explain.explanation import Explanation, channel_of, confidences, explain_pixels, read_image
+from activeseg.explain.figures import class_table, entropy_figure, heat_picture, over_image
+from activeseg.explain.heatmap import Scale, stretched
+from activeseg.explain.overlay import colorize, overlay, with_palette
 from activeseg.nn.checkpoint import Segmenter
-from activeseg.nn.data import to_pixels
-from activeseg.nn.infer import Loaded, at_size, forward
 
 LEAST_SHARE = 0.001
-"""Classes below this share of the pixels get no confidence picture of their own."""
+"""Classes below this share of the pixels get no probability picture unless they are asked for."""
+
+SCALES = ("fixed", "image")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Explanation:
-    """What the network says about one image, at the image's own size (H, W).
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What to draw and how.
 
-    mask: (H, W) uint8 class indices. entropy: (H, W) float32 nats, of the asked classes or of all.
-    probabilities: (C, H, W) float32, one plane per network channel.
+    classes: indices of the classes whose entropy is added up; all if empty. probabilities: indices of the classes whose
+    probability is drawn; those with a visible share if empty. normalised: entropy over the largest there is, 0..1.
+    scale: 'fixed' from 0 to the largest entropy there is, the same in every picture, or 'image' from the image's smallest
+    to its largest. palette: 'labels' or 'voc'.
     """
 
-    image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.uint8]
-    entropy: npt.NDArray[np.float32]
-    probabilities: npt.NDArray[np.float32]
+    classes: tuple[int, ...] = ()
+    probabilities: tuple[int, ...] = ()
+    normalised: bool = False
+    scale: str = "fixed"
+    colormap: str = "jet"
+    palette: str = "labels"
 
-
-def explain_pixels(segmenter: Segmenter, image: npt.NDArray[np.uint8], *, classes: tuple[int, ...] = ()) -> Explanation:
-    """Run the network over pixels (H, W, 3) uint8. classes: sum the entropy over these class indices only."""
-    label_set, policy = segmenter.spec.label_set, segmenter.spec.input_policy
-    height, width = image.shape[:2]
-    loaded = Loaded(0, to_pixels(resize_short_side(image, policy.short_side)), (height, width))
-    device = next(segmenter.module.parameters()).device
-    logits = at_size(forward(segmenter, [loaded], device=device, precision="float32"), (height, width))
-    channels = [label_set.channels.index(index) for index in classes] or None
-    winners = logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-    return Explanation(
-        image=image,
-        mask=label_set.to_indices(winners),
-        entropy=entropy_map(logits, classes=channels)[0].cpu().numpy(),
-        probabilities=torch.softmax(logits, dim=1)[0].cpu().numpy(),
-    )
-
-
-def confidences(explanation: Explanation, label_set: LabelSet) -> dict[int, float]:
-    """Mean probability of each predicted class over the pixels it wins, by class index."""
-    return {
-        index: float(explanation.probabilities[channel][explanation.mask == index].mean())
-        for channel, index in enumerate(label_set.channels)
-        if (explanation.mask == index).any()
-    }
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ConfigError(f"unknown scale {self.scale!r}; expected {' or '.join(SCALES)}")
 
 
 def explain_image(
-    segmenter: Segmenter, file: Path, out: Path, *, classes: tuple[int, ...] = (), max_pixels: int
+    segmenter: Segmenter, file: Path, out: Path, *, look: Look | None = None, npy: bool = False, max_pixels: int
 ) -> dict[str, Any]:
-    """Write the pictures of one image file into `out` and return the figures and the list of files.
+    """Write what `image_pictures` draws of one image file into `out`; return the figures and the list of files.
 
-    entropy (jet on the fixed scale 0..log C), labels, overlay, a three-panel figure, and for each class with a visible
-    share its probability over the image (scale 0..1). Raises ImageError where the file cannot be read.
+    npy: also write the entropy (H, W) float32, the probabilities (C, H, W) float32 in the order of the network's channels
+    and the mask as .npy files. Raises ImageError where the file cannot be read.
     """
-    try:
-        image = decode_image(file.read_bytes(), max_pixels=max_pixels)
-    except OSError as error:
-        raise ImageError(f"image {file} cannot be read: {error.strerror}") from error
-    label_set = segmenter.spec.label_set
-    upper = float(np.log(label_set.num_classes))
-    explanation = explain_pixels(segmenter, image, classes=classes)
+    chosen, label_set = look or Look(), segmenter.spec.label_set
+    explanation = explain_pixels(segmenter, read_image(file, max_pixels=max_pixels), classes=chosen.classes)
+    entropy = shown_entropy(explanation, chosen)
+    files = save_pictures(image_pictures(explanation, label_set, chosen), out, file.stem)
+    if npy:
+        arrays = {"entropy": entropy, "probabilities": explanation.probabilities, "mask": explanation.mask}
+        files += [_save_array(array, out / f"{file.stem}-{name}.npy") for name, array in arrays.items()]
     table = class_table(confidences(explanation, label_set), explanation.mask, label_set)
-    pictures = {
-        "entropy": heatmap(explanation.entropy, upper=upper),
-        "labels": colorize(explanation.mask, label_set),
-        "overlay": overlay(image, explanation.mask, label_set),
-        "figure": entropy_figure(image, explanation.mask, explanation.entropy, label_set, upper=upper),
-    }
-    for row in table:
-        if row.share >= LEAST_SHARE:
-            channel = label_set.channels.index(label_set.index_of(row.name))
-            pictures[f"class-{_file_name(row.name)}"] = _over_image(image, explanation.probabilities[channel])
-    out.mkdir(parents=True, exist_ok=True)
-    files = [_save(picture, out / f"{file.stem}-{name}.png") for name, picture in pictures.items()]
     return {
         "model_version": segmenter.model_version,
-        "entropy_sum": float(explanation.entropy.sum(dtype=np.float64)),
-        "entropy_mean": float(explanation.entropy.mean(dtype=np.float64)),
+        "normalised": chosen.normalised,
+        "entropy_sum": float(entropy.sum(dtype=np.float64)),
+        "entropy_mean": float(entropy.mean(dtype=np.float64)),
         "classes": [{"name": row.name, "share": row.share, "confidence": row.confidence} for row in table],
         "files": files,
     }
 
 
-def _over_image(image: npt.NDArray[np.uint8], probability: npt.NDArray[np.float32]) -> Image.Image:
-    """A probability plane (H, W) as a heat map, half transparent over the image."""
-    return Image.blend(Image.fromarray(image), heatmap(probability, upper=1.0), 0.5)
+def image_pictures(explanation: Explanation, label_set: LabelSet, look: Look | None = None) -> dict[str, Image.Image]:
+    """The pictures of one image, by name: entropy, labels, overlay, the three-panel figure, and class-NAME.
+
+    entropy and the class probabilities (scale 0..1, half transparent over the image) have a numbered colour bar.
+    Raises ConfigError for an unknown colour map or palette.
+    """
+    chosen = look or Look()
+    painted = with_palette(label_set, chosen.palette)
+    entropy = shown_entropy(explanation, chosen)
+    scale = _entropy_scale(explanation, label_set, chosen)
+    pictures = {
+        "entropy": heat_picture(entropy, scale=scale),
+        "labels": colorize(explanation.mask, painted),
+        "overlay": overlay(explanation.image, explanation.mask, painted),
+        "figure": entropy_figure(explanation.image, explanation.mask, entropy, painted, scale=scale),
+    }
+    rows = class_table({}, explanation.mask, label_set)
+    for index in chosen.probabilities or [label_set.index_of(row.name) for row in rows if row.share >= LEAST_SHARE]:
+        name = label_set.names[index]
+        plane = explanation.probabilities[channel_of(label_set, index)]
+        probable = Scale(1.0, label=f"probability of {name}", colormap=chosen.colormap)
+        pictures[f"class-{file_name(name)}"] = over_image(explanation.image, plane, scale=probable)
+    return pictures
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+def shown_entropy(explanation: Explanation, look: Look) -> npt.NDArray[np.float32]:
+    """The entropy map in nats or, normalised, over the largest entropy there is."""
+    return explanation.entropy / np.float32(explanation.upper) if look.normalised else explanation.entropy
 
 
-def _save(picture: Image.Image, path: Path) -> str:
-    picture.save(path)
+def save_pictures(pictures: Mapping[str, Image.Image], out: Path, stem: str) -> list[str]:
+    """Write pictures as `out`/STEM-NAME.png; returns the paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, picture in pictures.items():
+        path = out / f"{stem}-{name}.png"
+        picture.save(path)
+        files.append(str(path))
+    return files
+
+
+def file_name(name: str) -> str:
+    """A class name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:80]
+
+
+def _entropy_scale(explanation: Explanation, label_set: LabelSet, look: Look) -> Scale:
+    label = "normalised entropy" if look.normalised else "entropy (nats)"
+    if look.classes:
+        label += " of " + ", ".join(label_set.names[index] for index in look.classes)
+    fixed = Scale(1.0 if look.normalised else explanation.upper, label=label, colormap=look.colormap)
+    return fixed if look.scale == "fixed" else stretched(fixed, shown_entropy(explanation, look))
+
+
+def _save_array(array: npt.NDArray[np.generic], path: Path) -> str:
+    np.save(path, array)
     return str(path)

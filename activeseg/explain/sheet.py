@@ -9,11 +9,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from activeseg.explain.heatmap import color_bar
+from activeseg.explain.heatmap import Scale, color_bar
 
 Color = tuple[int, int, int]
 
@@ -23,6 +24,14 @@ FRAME: Color = (190, 190, 190)
 GAP = 12
 _BAR_THICKNESS = 14
 _LONGEST_NAME = 300
+
+
+class TableRow(NamedTuple):
+    """A line of a `table_block`."""
+
+    name: str
+    color: Color | None
+    numbers: tuple[str, ...]
 
 
 class Lettering:
@@ -117,17 +126,56 @@ def legend_block(entries: Sequence[tuple[str, Color]], width: int, letters: Lett
     return sheet
 
 
-def bar_block(length: int, upper: float, label: str, colormap: str, letters: Lettering) -> Image.Image:
-    """The colour scale from 0 to `upper` with its numbers below and the label, wrapped, below those."""
-    bar = framed(color_bar(length - 2, _BAR_THICKNESS, colormap=colormap))
+def bar_block(length: int, scale: Scale, letters: Lettering) -> Image.Image:
+    """The colours of a scale with their numbers below and its label, wrapped, below those."""
+    bar = framed(color_bar(length - 2, _BAR_THICKNESS, colormap=scale.colormap))
     numbers = Image.new("RGB", (length, letters.line), PAPER)
     draw = ImageDraw.Draw(numbers)
-    ticks = _ticks(length, upper, letters)
+    ticks = _ticks(length, scale, letters)
     for number, text in enumerate(ticks):
         middle = (length - 1) * number / (len(ticks) - 1)
         x = min(max(0, round(middle - letters.width(text) / 2)), length - letters.width(text))
         draw.text((x, 0), text, fill=INK, font=letters.font)
-    return stack([bar, numbers, text_block(label, length, letters)], gap=2)
+    return stack([bar, numbers, text_block(scale.label, length, letters)], gap=2)
+
+
+def table_block(header: Sequence[str], rows: Sequence[TableRow], width: int, letters: Lettering) -> Image.Image:
+    """A swatch, a name and numbers a line, in as many columns of lines as `width` pixels hold, filled downwards.
+
+    header: over the name and over each number. Names too long for their place are shortened.
+    """
+    swatch = letters.line + GAP // 2
+    numbers = [
+        max(letters.width(text) for text in texts) for texts in zip(header[1:], *(row.numbers for row in rows), strict=True)
+    ]
+    taken = swatch + sum(GAP + number for number in numbers)
+    longest = max(letters.width(name) for name in (header[0], *(row.name for row in rows)))
+    name = max(1, min(longest, _LONGEST_NAME, width - taken))
+    columns = max(1, (width + 3 * GAP) // (taken + name + 3 * GAP))
+    lines = -(-len(rows) // columns)
+    sheet = Image.new("RGB", (width, (1 + lines) * (letters.line + 2)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        column, line = divmod(number, lines)
+        left = column * (taken + name + 3 * GAP)
+        if line == 0:
+            _table_line(draw, (left, 0), TableRow(header[0], None, tuple(header[1:])), name, numbers, letters)
+        _table_line(draw, (left, (1 + line) * (letters.line + 2)), row, name, numbers, letters)
+    return sheet
+
+
+def _table_line(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: TableRow, name: int, numbers: Sequence[int], letters: Lettering
+) -> None:
+    x, y = corner
+    if row.color is not None:
+        draw.rectangle((x, y + 1, x + letters.line - 3, y + letters.line - 2), fill=row.color, outline=FRAME)
+    x += letters.line + GAP // 2
+    draw.text((x, y), letters.shorten(" ".join(row.name.split()), name), fill=INK, font=letters.font)
+    x += name
+    for text, width in zip(row.numbers, numbers, strict=True):
+        x += GAP + width
+        draw.text((x - letters.width(text), y), text, fill=INK, font=letters.font)
 
 
 def _places(entries: Iterable[tuple[str, Color]], width: int, letters: Lettering) -> Iterable[tuple[int, int, str, Color]]:
@@ -142,12 +190,15 @@ def _places(entries: Iterable[tuple[str, Color]], width: int, letters: Lettering
         x += swatch + letters.width(shown) + 2 * GAP
 
 
-def _ticks(length: int, upper: float, letters: Lettering) -> list[str]:
+def _ticks(length: int, scale: Scale, letters: Lettering) -> list[str]:
     """Five, three or two equally spaced numbers, as many as fit with room between them."""
-    decimals = max(0, 2 - math.floor(math.log10(upper)))
+    extent = scale.upper - scale.lower
+    decimals = max(0, 2 - math.floor(math.log10(extent)))
     ticks: list[str] = []
     for count in (5, 3, 2):
-        ticks = [f"{upper * i / (count - 1):.{decimals}f}" for i in range(count)]
-        if sum(letters.width(text) + GAP for text in ticks) <= length:
+        values = [scale.lower + extent * i / (count - 1) for i in range(count)]
+        ticks = [f"{value:.{decimals}f}" if decimals <= 6 else f"{value:.2e}" for value in values]
+        # The numbers at the ends stand inside the bar, those between them centred on their places.
+        if length / (count - 1) >= 1.5 * max(map(letters.width, ticks)) + GAP:
             break
     return ticks

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from activeseg.core.labels import UNLABELED, LabelSet
+from activeseg.core.palette import voc_palette
 from activeseg.errors import ConfigError, MaskError
 from activeseg.explain import curves, sheet
 from activeseg.explain.figures import PanelRow, class_table, curve_figure, entropy_figure, panel_figure
-from activeseg.explain.heatmap import heatmap
+from activeseg.explain.heatmap import Scale, heatmap
 from activeseg.explain.overlay import UNLABELED_COLOR, colorize
-from activeseg.explain.palette import voc_palette
 
 
 def label_set(count: int, words: str = "class") -> LabelSet:
@@ -79,7 +79,7 @@ def test_any_size_of_image_gives_a_figure_of_bounded_width(count: int, size: tup
     assert 500 < figure.width <= 1348
     assert given.prediction is not None
     assert given.entropy is not None
-    assert entropy_figure(given.image, given.prediction, given.entropy, labels, upper=1.0).width <= 1348
+    assert entropy_figure(given.image, given.prediction, given.entropy, labels, scale=Scale(1.0)).width <= 1348
 
 
 def test_the_legend_names_the_classes_that_are_seen() -> None:
@@ -137,12 +137,12 @@ def test_wrapped_text_stays_inside_its_block(text: str) -> None:
 @pytest.mark.parametrize("length", [160, 322, 500])
 def test_the_numbers_of_a_colour_bar_are_apart_and_end_at_the_scale(length: int, upper: float) -> None:
     letters = sheet.Lettering()
-    ticks = sheet._ticks(length, upper, letters)
+    ticks = sheet._ticks(length, Scale(upper), letters)
     assert len(ticks) >= 2
     assert float(ticks[0]) == 0
     assert float(ticks[-1]) == pytest.approx(upper, rel=0.01)
     assert sum(letters.width(tick) for tick in ticks) + sheet.GAP * (len(ticks) - 1) <= length
-    assert sheet.bar_block(length, upper, "entropy (nats)", "jet", letters).width == length
+    assert sheet.bar_block(length, Scale(upper), letters).width == length
 
 
 def drawn_texts(figure: Figure) -> list[Text]:
