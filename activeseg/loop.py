@@ -21,6 +21,7 @@ from activeseg.db.models import Query, QueryStatus, Round, RoundStatus, Split
 from activeseg.db.models.columns import now
 from activeseg.errors import ActivesegError, LabelStudioDoubt, LeaseError, NotReadyError
 from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.preannotate import PreAnnotator
 from activeseg.records import QueryItem, StageReport
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.promote import promote_challengers
@@ -260,23 +261,32 @@ def _plan_round(workspace: Workspace, session: Session, size: int | None) -> Rou
 
 
 def finish_round(
-    workspace: Workspace, row: Round, client: LabelStudioClient | None, listener: Listener
+    workspace: Workspace,
+    row: Round,
+    client: LabelStudioClient | None,
+    listener: Listener,
+    *,
+    pre_annotator: PreAnnotator | None = None,
 ) -> Iterator[StageReport]:
-    """Take a begun round as far as annotators; yields each stage's report."""
+    """Take a begun round as far as annotators; yields each stage's report.
+
+    pre_annotator: draws the masks of a round without a champion.
+    """
     if row.status == RoundStatus.OPEN:
         ranked = rank_round(workspace, row.id)
         yield ranked
         if ranked.details.get("closed"):
             return
-    yield predict_round(workspace, row.id)
+    yield predict_round(workspace, row.id, pre_annotator=pre_annotator)
     if client is None:
         yield hand_out(workspace, row.id)
         return
+    source, on_progress = pre_annotator.source if pre_annotator else None, listener.of("push")
     try:
-        yield push_round(workspace, row.id, client, on_progress=listener.of("push"))
+        yield push_round(workspace, row.id, client, pre_annotation=source, on_progress=on_progress)
     except LabelStudioDoubt:
         # push_round looks the doubtful tasks up by key before it sends anything, so calling it again is no blind retry.
-        yield push_round(workspace, row.id, client, on_progress=listener.of("push"))
+        yield push_round(workspace, row.id, client, pre_annotation=source, on_progress=on_progress)
 
 
 def hand_out(workspace: Workspace, round_id: int) -> StageReport:

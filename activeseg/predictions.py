@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from activeseg.core.masks import despeckle
+from activeseg.core.entropy import max_entropy
+from activeseg.core.labels import Mask
+from activeseg.core.masks import despeckle, despeckle_planes
 from activeseg.db import checkpoints, labeling
 from activeseg.db.models import Checkpoint, Prediction
 from activeseg.explain.heatmap import heatmap
-from activeseg.imaging.masks import encode_mask
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.nn.checkpoint import load_checkpoint
 from activeseg.nn.device import pick_device
@@ -25,17 +26,24 @@ def source_of(checkpoint: Checkpoint) -> str:
     return f"checkpoint:{checkpoint.model_version}"
 
 
+def shown_version(source: str) -> str:
+    """The model version Label Studio shows for a source: of a pre-annotation without the digest behind the '@'."""
+    kind, _, name = source.partition(":")
+    return name if kind == "checkpoint" else source.rpartition("@")[0]
+
+
 def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequence[ImageRef]) -> dict[int, str]:
     """Predict images and store each result as it comes; returns why, by image id, for those that cannot be read.
 
     Specks below [labelstudio] min_region_pixels are merged into their surroundings; the entropy map is drawn in jet on
-    the fixed scale 0..log C. Raises LabelSetMismatch where the checkpoint knows other classes than are configured.
+    the fixed scale from 0 to the largest entropy there is (`core.entropy.max_entropy`). Raises LabelSetMismatch where the
+    checkpoint knows other classes than are configured.
     """
     checkpoints.require_labels(checkpoint, workspace.label_set)
     device = pick_device(workspace.settings.model.device)
     data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
     segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
-    upper = float(np.log(segmenter.spec.label_set.num_classes))
+    upper = max_entropy(segmenter.spec.label_set.num_classes, sigmoid=segmenter.spec.head == "sigmoid")
     precision = workspace.settings.model.precision
     failures: dict[int, str] = {}
     for item in predict_masks(segmenter, images, workspace.read_image, device=device, precision=precision):
@@ -47,8 +55,7 @@ def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequ
 
 
 def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float) -> None:
-    mask = despeckle(item.mask, workspace.settings.labelstudio.min_region_pixels)
-    stored = workspace.artifacts.put(encode_mask(mask), "mask", ".png")
+    stored = workspace.store_mask(_without_specks(item.mask, workspace.settings.labelstudio.min_region_pixels))
     picture = workspace.artifacts.put(encode_png(np.asarray(heatmap(item.entropy, upper=upper))), "picture", ".png")
     with workspace.database.write() as session:
         labeling.store_prediction(
@@ -62,3 +69,7 @@ def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper:
                 entropy_location=picture.location,
             ),
         )
+
+
+def _without_specks(mask: Mask, min_pixels: int) -> Mask:
+    return despeckle_planes(mask, min_pixels) if mask.ndim == 3 else despeckle(mask, min_pixels)

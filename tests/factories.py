@@ -59,6 +59,23 @@ def write_balls(folder: Path, seeds: range, *, masks: Path | None = None, width:
             Image.fromarray(mask).save(masks / f"ball_{seed:04d}.png")
 
 
+def overlapping(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """The planes (4, H, W) of a ball's mask where classes may overlap: the ball lies on the ground or before the sky."""
+    planes = np.stack([mask == index for index in range(len(CLASSES.names))])
+    horizon = np.flatnonzero((mask == 0).any(axis=1)).max()
+    planes[0, : horizon + 1] |= planes[2, : horizon + 1]
+    planes[1, horizon + 1 :] |= planes[2, horizon + 1 :]
+    return planes
+
+
+def write_class_folders(masks: Path, folder: Path) -> None:
+    """Index masks of balls as `activeseg dataset import` wants them where classes overlap: folder/<class>/<name>.png."""
+    for file in sorted(masks.glob("*.png")):
+        for name, plane in zip(CLASSES.names, overlapping(np.asarray(Image.open(file))), strict=True):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(plane).save(folder / name / file.name)
+
+
 class WorkspaceFactory:
     """Makes workspaces in one folder on one database, and closes them.
 

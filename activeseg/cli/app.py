@@ -13,10 +13,12 @@ from activeseg.cli import (
     dataset,
     demo,
     doctor,
+    evaluate,
     explain,
     init,
     labeling,
     models,
+    networks,
     pool,
     rankings,
     rounds,
@@ -55,7 +57,22 @@ def choose_configuration(
     context.obj = config
 
 
-for module in (init, pool, models, scoring, rankings, labeling, explain, schedule, serve, doctor, demo, rounds):
+for module in (
+    init,
+    pool,
+    models,
+    networks,
+    evaluate,
+    scoring,
+    rankings,
+    labeling,
+    explain,
+    schedule,
+    serve,
+    doctor,
+    demo,
+    rounds,
+):
     module.register(app)
 for module in (database, dataset, weights):
     module.register(app)

@@ -36,11 +36,15 @@ def dataset() -> None:
 def import_(
     context: typer.Context,
     images: Annotated[str, typer.Option("--images", help="Folder or URI of the images.")],
-    masks: Annotated[Path, typer.Option("--masks", help="Folder of index masks, <image name>.png.")],
+    masks: Annotated[Path, typer.Option("--masks", help="Folder of masks <image name>.png, or of a folder of them per class.")],
     split: Annotated[Target, typer.Option("--split", help="'query' answers open queries of pool images.")],
     as_json: AsJson = False,
 ) -> None:
-    """Import images with index masks (pixel value = class index). Repeating it writes nothing new."""
+    """Import images with their masks. Repeating it writes nothing new.
+
+    Masks are PNG files whose pixel values are class indices. With [labels] overlap there is a folder for each class instead,
+    named like it, whose masks say 0 (no) or anything else (yes); a class without a file is absent from that image.
+    """
     from activeseg.db import lease
     from activeseg.db.models import Split
     from activeseg.errors import DataError

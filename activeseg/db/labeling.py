@@ -105,10 +105,28 @@ def predictions_of(session: Session, source: str, image_ids: Sequence[int]) -> d
     return found
 
 
+def latest_pre_annotation(session: Session, since: datetime, image_ids: Sequence[int]) -> str | None:
+    """The source of the youngest prediction that no checkpoint made, of these images and not older than `since`."""
+    youngest: tuple[int, str] | None = None
+    for block in blocks(image_ids):
+        statement = sa.select(Prediction.id, Prediction.source).where(
+            Prediction.checkpoint_id.is_(None), Prediction.created_at >= since, Prediction.image_id.in_(block)
+        )
+        row = session.execute(statement.order_by(Prediction.id.desc()).limit(1)).first()
+        if row is not None and (youngest is None or row.id > youngest[0]):
+            youngest = (row.id, row.source)
+    return youngest[1] if youngest else None
+
+
 def plan_task(session: Session, task: Task) -> Task:
-    """Insert the planned task of a query, or return the one it has; one planned for another project moves to this one."""
+    """Insert the planned task of a query, or return the one it has, showing `task`'s prediction if it is still unsent.
+
+    One planned for another project moves to this one.
+    """
     found = session.scalar(sa.select(Task).where(Task.query_id == task.query_id))
     if found is not None:
+        if found.status == TaskStatus.PLANNED:
+            found.prediction_id = task.prediction_id
         if found.status == TaskStatus.PLANNED and found.labeling_project_id != task.labeling_project_id:
             found.labeling_project_id, found.key = task.labeling_project_id, task.key
             found.image_url = found.entropy_url = None

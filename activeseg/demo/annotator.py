@@ -2,7 +2,8 @@
 
 It stands for a person at a browser: a process of its own with a token of its own, who opens unlabelled tasks in the
 shown order, looks at the prediction, and submits over HTTP what Label Studio's own page would send. It is the only
-program that reads the known masks (index PNGs in --truth, named like the images). One JSON line per task says what it
+program that reads the known masks (PNGs in --truth, named like the images: class indices or, where the project says that
+classes may overlap, the planes of all classes one below the other). One JSON line per task says what it
 did; lead times are made up:
 
     corrected        the regions that differ from the truth are replaced, the others are left as predicted
@@ -28,14 +29,13 @@ from typing import Any
 
 import httpx
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from activeseg.core.labels import UNLABELED, LabelSet
-from activeseg.labelstudio.labeling import MaskKind, config_labels, config_mask_kind
+from activeseg.core.labels import UNLABELED, LabelSet, Mask
+from activeseg.core.masks import changed_share
+from activeseg.imaging.masks import decode_mask, decode_planes
+from activeseg.labelstudio.labeling import MaskKind, config_labels, config_mask_kind, config_overlap
 from activeseg.labelstudio.regions import mask_to_result, result_to_mask
 
-IndexMask = npt.NDArray[np.uint8]
 Json = dict[str, Any]
 
 ROLES = ("corrected twice", "skipped", "unchanged")
@@ -73,8 +73,8 @@ class Work:
 
     task: Json
     prediction: Json | None
-    shown: IndexMask
-    truth: IndexMask
+    shown: Mask
+    truth: Mask
 
 
 def open_screen(browser: Browser, project: int) -> Screen:
@@ -83,7 +83,7 @@ def open_screen(browser: Browser, project: int) -> Screen:
     names, mask_kind = config_labels(config), config_mask_kind(config)
     if mask_kind is None:
         raise SystemExit(f"project {project} asks for no masks")
-    return Screen(project, LabelSet(tuple(names), ((0, 0, 0),) * len(names)), mask_kind)
+    return Screen(project, LabelSet(tuple(names), ((0, 0, 0),) * len(names), overlap=config_overlap(config)), mask_kind)
 
 
 def open_tasks(browser: Browser, project: int, only: Sequence[int]) -> list[int]:
@@ -110,19 +110,26 @@ def open_task(browser: Browser, screen: Screen, number: int, truth: Mapping[str,
     match = _UPLOADED.match(name)
     if match is None or match["stem"] not in truth:
         raise SystemExit(f"task {number}: no known mask for {name}")
-    with Image.open(truth[match["stem"]]) as image:
-        mask = np.asarray(image).astype(np.uint8)
-    if wrong:
-        mask = np.where(mask == UNLABELED, mask, (mask + 1) % len(screen.label_set.names)).astype(np.uint8)
+    mask = _known_mask(truth[match["stem"]].read_bytes(), screen.label_set, wrong=wrong)
     prediction = max(task["predictions"], key=lambda item: item["id"], default=None)
-    height, width = mask.shape
+    height, width = mask.shape[-2:]
     result = prediction["result"] if prediction else []
     shown = result_to_mask(result, screen.label_set, width=width, height=height).mask
     return Work(task, prediction, shown, mask)
 
 
-def correct(work: Work, screen: Screen, target: IndexMask) -> list[Json]:
-    """The prediction's regions after a person turned them into `target` (H, W).
+def _known_mask(data: bytes, label_set: LabelSet, *, wrong: bool) -> Mask:
+    if label_set.overlap:
+        planes = decode_planes(data, len(label_set.names))
+        return np.roll(planes, 1, axis=0) if wrong else planes
+    mask = decode_mask(data)
+    if wrong:
+        mask[mask != UNLABELED] = (mask[mask != UNLABELED] + 1) % len(label_set.names)
+    return mask
+
+
+def correct(work: Work, screen: Screen, target: Mask) -> list[Json]:
+    """The prediction's regions after a person turned them into `target`.
 
     A region that is right already stays a 'prediction', one redrawn becomes 'prediction-changed' under its old number,
     a class that was missing gets a 'manual' one, and a class that is not there loses its region.
@@ -134,11 +141,16 @@ def correct(work: Work, screen: Screen, target: IndexMask) -> list[Json]:
         before = old.get(_label(region))
         if before is None:
             region["origin"] = "manual"
-        elif np.array_equal(work.shown == index, target == index):
+        elif np.array_equal(_area(work.shown, index), _area(target, index)):
             region |= {"id": before["id"], "value": before["value"], "origin": "prediction"}
         else:
             region |= {"id": before["id"], "origin": "prediction-changed"}
     return regions
+
+
+def _area(mask: Mask, index: int) -> Mask:
+    area: Mask = mask[index] if mask.ndim == 3 else mask == index
+    return area
 
 
 def _label(region: Mapping[str, Any]) -> str:
@@ -175,15 +187,15 @@ def annotate(browser: Browser, screen: Screen, work: Work, role: str, lead_time:
         number = submit(browser, screen, work, untouched(work), lead_time)
     elif role == "corrected twice":
         half = work.truth.copy()
-        half[:, half.shape[1] // 2 :] = work.shown[:, half.shape[1] // 2 :]
+        middle = half.shape[-1] // 2
+        half[..., middle:] = work.shown[..., middle:]
         number = submit(browser, screen, work, correct(work, screen, half), lead_time)
         edit = {"result": correct(work, screen, work.truth), "lead_time": lead_time * 1.5}
         browser.call("PATCH", f"/api/annotations/{number}/", edit, project=screen.project, taskID=work.task["id"])
     else:
         number = submit(browser, screen, work, correct(work, screen, work.truth), lead_time)
-    changed = float(np.mean(work.shown != left))
     return {"task": work.task["id"], "key": work.task["data"].get("key"), "did": role, "annotation": number,
-            "changed": round(changed, 4), "lead_time": lead_time}  # fmt: skip
+            "changed": round(changed_share(work.shown, left), 4), "lead_time": lead_time}  # fmt: skip
 
 
 def assign_roles(numbers: Sequence[int], *, seed: int) -> dict[int, str]:
@@ -198,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", required=True, help="Label Studio's address")
     parser.add_argument("--token-file", required=True, type=Path, help="file with the annotator's personal access token")
     parser.add_argument("--project", required=True, type=int, help="number of the project")
-    parser.add_argument("--truth", required=True, type=Path, help="folder of known index masks, <image stem>.png")
+    parser.add_argument("--truth", required=True, type=Path, help="folder of known masks, <image stem>.png")
     parser.add_argument("--tasks", default="", help="only these tasks, e.g. 1,2,3")
     parser.add_argument("--seed", type=int, default=0, help="of roles and lead times")
     parser.add_argument("--wrong", action="store_true", help="draw deliberately wrong masks")

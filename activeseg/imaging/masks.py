@@ -21,6 +21,7 @@ Planes = npt.NDArray[np.bool_]
 
 _GREY, _PALETTE = 0, 3
 _SAVE_AS = "save it as an 8-bit greyscale or palette PNG whose values are class indices"
+_SAVE_PLANE_AS = "save it as a 1-bit, greyscale or palette PNG: 0 = no, anything else = yes"
 _OTHER_COLOR_TYPES = {
     2: "an RGB picture",
     4: "a grey picture with an alpha channel",
@@ -51,6 +52,14 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000) -> Mask:
     if image.mode == "L" and depth < 8:
         values //= 255 // (2**depth - 1)  # Pillow stretches 2- and 4-bit grey to 0..255
     return values
+
+
+def decode_plane(data: bytes, *, max_pixels: int = 100_000_000) -> npt.NDArray[np.bool_]:
+    """Where one class is, (H, W) bool: every pixel of such a PNG whose value is not 0. Raises MaskError as `decode_mask`."""
+    try:
+        return decode_mask(data, max_pixels=max_pixels) > 0
+    except MaskError as error:
+        raise MaskError(str(error).replace(_SAVE_AS, _SAVE_PLANE_AS)) from error
 
 
 def encode_mask(mask: Mask) -> bytes:

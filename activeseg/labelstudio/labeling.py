@@ -1,4 +1,7 @@
-"""The labeling configuration: what an annotator's screen shows, and what an existing project's screen asks for."""
+"""The labeling configuration: what an annotator's screen shows, and what an existing project's screen asks for.
+
+Where classes may overlap, the screen says so, and the sentence's CSS class is how an existing project is recognised.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from activeseg.errors import LabelStudioError
 MaskKind = Literal["brush", "bitmask"]
 CONTROL, IMAGE, ENTROPY = "label", "image", "entropy"
 _TAGS: dict[MaskKind, str] = {"brush": "BrushLabels", "bitmask": "BitmaskLabels"}
+_OVERLAP = "activeseg-overlap"
+_OVERLAP_HINT = "Classes may overlap: mark each one whole, also where it lies under or on another."
 # A flex row collapses to icons in Label Studio; a grid does not. An image list has a pager, useless for a single map. The
 # slider for the brush's size would cover the image's right edge. The prediction's tab would show its score.
 _STYLE = """
@@ -37,6 +42,8 @@ def labeling_config(label_set: LabelSet, *, mask_kind: MaskKind) -> str:
     cell = ET.SubElement(grid, "View")
     ET.SubElement(cell, "Image", name=ENTROPY, valueList=f"${ENTROPY}", zoom="true", zoomControl="true")
     ET.SubElement(view, "Header", value="$doubt", size="5")
+    if label_set.overlap:
+        ET.SubElement(ET.SubElement(view, "View", className=_OVERLAP), "Header", value=_OVERLAP_HINT, size="5")
     labels = ET.SubElement(view, _TAGS[mask_kind], name=CONTROL, toName=IMAGE, opacity="0.5")
     for class_name, (r, g, b) in zip(label_set.names, label_set.colors, strict=True):
         ET.SubElement(labels, "Label", value=class_name, background=f"#{r:02x}{g:02x}{b:02x}")
@@ -50,6 +57,11 @@ def config_labels(xml: str) -> list[str]:
     return [] if control is None else [label.get("value", "") for label in control.iter("Label")]
 
 
+def config_overlap(xml: str) -> bool:
+    """Whether a project's screen tells annotators that classes may overlap."""
+    return any(element.get("className") == _OVERLAP for element in _parse(xml).iter())
+
+
 def config_mask_kind(xml: str) -> MaskKind | None:
     """How a project's masks are drawn; None where it has no mask control named `label`."""
     control = _mask_control(xml)
@@ -57,11 +69,14 @@ def config_mask_kind(xml: str) -> MaskKind | None:
 
 
 def _mask_control(xml: str) -> ET.Element | None:
+    elements = (element for element in _parse(xml).iter() if element.tag in _TAGS.values())
+    return next((element for element in elements if element.get("name") == CONTROL), None)
+
+
+def _parse(xml: str) -> ET.Element:
     if "<!DOCTYPE" in xml or "<!ENTITY" in xml:
         raise LabelStudioError("the labeling configuration declares XML entities, which it does not need: remove them")
     try:
-        root = ET.fromstring(xml)
+        return ET.fromstring(xml)
     except ET.ParseError as error:
         raise LabelStudioError(f"the labeling configuration is not XML ({error}): mend it in the project's settings") from error
-    controls = (element for element in root.iter() if element.tag in _TAGS.values() and element.get("name") == CONTROL)
-    return next(controls, None)

@@ -12,13 +12,14 @@ import httpx
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelSetMismatch, LabelStudioError
 from activeseg.labelstudio.http import UNSENT, Http
-from activeseg.labelstudio.labeling import MaskKind, config_labels, config_mask_kind, labeling_config
+from activeseg.labelstudio.labeling import MaskKind, config_labels, config_mask_kind, config_overlap, labeling_config
 
 if TYPE_CHECKING:
     from label_studio_sdk.client import LabelStudio
 
 Answer = TypeVar("Answer")
 _PATH = "/api/projects/"
+_RULE = {True: "may overlap", False: "exclude each other"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,11 @@ class Projects:
             raise LabelSetMismatch(
                 f"Label Studio project {project.id} {project.title!r} has the classes {', '.join(names)}; expected "
                 f"{', '.join(label_set.names)}: use another project title or the class file it was made from"
+            )
+        if (told := config_overlap(project.config)) != label_set.overlap:
+            raise LabelSetMismatch(
+                f"Label Studio project {project.id} {project.title!r} tells annotators that classes {_RULE[told]}; by "
+                f"[labels] overlap they {_RULE[label_set.overlap]}: use another project title"
             )
         if project.mask_kind != mask_kind:
             raise LabelStudioError(

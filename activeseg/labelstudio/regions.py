@@ -1,4 +1,8 @@
-"""Index masks to Label Studio regions and back: brush (RLE) and bitmask (PNG) alike."""
+"""Masks to Label Studio regions and back: brush (RLE) and bitmask (PNG) alike.
+
+Where classes exclude each other regions are paint: of two that overlap the upper one counts. Where classes may overlap each
+region says where its class is, and regions of other classes say nothing about it.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from activeseg.core.labels import UNLABELED, LabelSet
-from activeseg.core.masks import compose_regions, split_regions
+from activeseg.core.labels import UNLABELED, LabelSet, Mask
+from activeseg.core.masks import compose_regions, split_regions, unite_regions
 from activeseg.errors import AnnotationError
 from activeseg.labelstudio.brush import decode_rle, encode_rle
 from activeseg.labelstudio.labeling import CONTROL, IMAGE, MaskKind
 
-IndexMask = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
 
 _TYPES: dict[MaskKind, str] = {"brush": "brushlabels", "bitmask": "bitmasklabels"}
@@ -34,27 +37,36 @@ _OPAQUE = 127
 class AnnotatedMask:
     """What a person left on the screen.
 
-    mask: (H, W) uint8 class indices. regions: how many there were; changed: how many of them the person drew or edited.
+    mask: of the label set's kind. regions: how many there were; changed: how many of them the person drew or edited.
     """
 
-    mask: IndexMask
+    mask: Mask
     regions: int
     changed: int
 
 
-def mask_to_result(mask: IndexMask, label_set: LabelSet, *, kind: MaskKind) -> list[dict[str, Any]]:
-    """One region per class in the mask (H, W) uint8, UNLABELED pixels under none. Raises MaskError on unknown values."""
+def mask_to_result(mask: Mask, label_set: LabelSet, *, kind: MaskKind) -> list[dict[str, Any]]:
+    """One region per class in a mask of the label set's kind; pixels of no class under none. Raises MaskError for another.
+
+    Where classes overlap, the smallest region comes first: Label Studio draws the first one on top, where a click finds it.
+    """
     label_set.check_mask(mask)
-    return [_region(index, region, label_set, kind) for index, region in split_regions(mask, range(len(label_set.names)))]
+    regions = split_regions(mask, range(len(label_set.names)))
+    if label_set.overlap:
+        regions.sort(key=lambda region: int(region[1].sum()))
+    return [_region(index, region, label_set, kind) for index, region in regions]
 
 
 def result_to_mask(
     result: Sequence[Mapping[str, Any]], label_set: LabelSet, *, width: int, height: int, fill: int = UNLABELED
 ) -> AnnotatedMask:
-    """The class map that a result shows on an image of width x height, in painter's order.
+    """The mask that a result shows on an image of width x height.
 
-    Later regions lie above earlier ones, and what the person drew or edited lies above untouched predictions. Pixels
-    under no region get `fill`. Raises AnnotationError, with the reason, for whatever does not describe this image.
+    Exclusive classes: (H, W) uint8 in painter's order. Later regions lie above earlier ones, and what the person drew or
+    edited lies above untouched predictions. Pixels under no region get `fill`.
+    Overlapping classes: planes (K, H, W) bool, each the union of its class's regions, whoever drew them.
+
+    Raises AnnotationError, with the reason, for whatever does not describe this image.
     """
     if isinstance(result, str) or not isinstance(result, Sequence):
         raise AnnotationError(f"an annotation's result must be a list of regions; got {type(result).__name__}")
@@ -66,7 +78,13 @@ def result_to_mask(
         except AnnotationError as error:
             raise AnnotationError(f"region {number + 1} of {len(result)}: {error}") from error
         (below if region.get("origin") == _UNTOUCHED else above).append(painted)
-    return AnnotatedMask(compose_regions((height, width), below + above, fill=fill), len(result), len(above))
+    shape, regions = (height, width), below + above
+    mask: Mask
+    if label_set.overlap:
+        mask = unite_regions(shape, regions, planes=len(label_set.names))
+    else:
+        mask = compose_regions(shape, regions, fill=fill)
+    return AnnotatedMask(mask, len(result), len(above))
 
 
 def encode_bitmask(mask: BoolMask) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from activeseg.errors import ConfigError
 
 _NO_MODEL = "No prediction yet: draw every class."
+_ROUGH = "One object was outlined by a rough guess: correct it, and draw every other class."
 
 
 def task_payload(
@@ -22,6 +23,7 @@ def task_payload(
     result: Sequence[Mapping[str, Any]] = (),
     score: float | None = None,
     model_version: str | None = None,
+    rough: bool = False,
 ) -> dict[str, Any]:
     """A task for import. What annotators see says nothing about score, rank or arm.
 
@@ -29,11 +31,12 @@ def task_payload(
     entropy_url: without one the plain image stands beside the one being labelled.
     doubtful: classes the model is least sure of, most doubtful first.
     result, score, model_version: the prediction, as in `prediction_payload`; without a model_version there is none.
+    rough: the prediction outlines one object only (a pre-annotation); the task's text says so.
     """
     data = {
         "image": image_url,
         "entropy": [entropy_url or image_url],
-        "doubt": _hint(doubtful) if model_version else _NO_MODEL,
+        "doubt": _NO_MODEL if model_version is None else _ROUGH if rough else _hint(doubtful),
         "key": key,
         "sha256": sha256,
         "order": order_value(order),

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
-
+from activeseg.core.labels import LabelSet
+from activeseg.core.masks import changed_share
 from activeseg.db import labeling, truth
 from activeseg.db.labeling import KnownTask
-from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject
-from activeseg.errors import DataError
-from activeseg.imaging.masks import encode_mask
+from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject, LabelSetRow
+from activeseg.errors import AnnotationError, DataError
 from activeseg.labelstudio.client import LabelStudioClient, TaskStamp
 from activeseg.labelstudio.regions import result_to_mask
 from activeseg.labelstudio.registration import open_project
@@ -114,21 +113,34 @@ def _row(workspace: Workspace, project: LabelingProject, ours: KnownTask, task_i
         lead_time=item.get("lead_time"),
     )
     if not item.get("was_cancelled"):
-        _attach_mask(workspace, ours, item, row)
+        _attach_mask(workspace, project, ours, item, row)
     return row
 
 
-def _attach_mask(workspace: Workspace, ours: KnownTask, item: Mapping[str, Any], row: Annotation) -> None:
+def _attach_mask(
+    workspace: Workspace, project: LabelingProject, ours: KnownTask, item: Mapping[str, Any], row: Annotation
+) -> None:
     try:
+        _require_same_kind(workspace, project)
         drawn = result_to_mask(item["result"], workspace.label_set, width=ours.width, height=ours.height)
-        workspace.label_set.check_mask(drawn.mask)
+        stored = workspace.store_mask(drawn.mask)
     except DataError as error:
         row.status, row.reason = AnnotationStatus.QUARANTINED, str(error)[:500]
         return
-    stored = workspace.artifacts.put(encode_mask(drawn.mask), "mask", ".png")
     row.status, row.mask_location, row.mask_sha256 = AnnotationStatus.VALID, stored.location, stored.sha256
     if ours.prediction_location:
-        row.changed_share = float(np.mean(workspace.read_mask(ours.prediction_location) != drawn.mask))
+        row.changed_share = changed_share(workspace.read_mask(ours.prediction_location), drawn.mask)
+
+
+def _require_same_kind(workspace: Workspace, project: LabelingProject) -> None:
+    """Regions of a former project mean something else where classes exclude each other there and overlap here."""
+    with workspace.database.read() as session:
+        drawn_for = LabelSet.from_dict(session.get_one(LabelSetRow, project.label_set_id).definition)
+    if drawn_for.overlap != workspace.label_set.overlap:
+        raise AnnotationError(
+            f"drawn for the classes {drawn_for.sentence()}; [labels] has {workspace.label_set.sentence()}: "
+            "restore [labels] overlap, or annotate the image again in the new project"
+        )
 
 
 def _annotator(completed_by: Any) -> str | None:

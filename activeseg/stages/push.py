@@ -1,7 +1,8 @@
 """queries -> predictions and Label Studio tasks: every task once, whatever happens on the way.
 
     settle     calls whose end nobody knows (killed, answer lost): look their tasks up by key
-    predict    masks and entropy maps by the champion; stored, so that a repeated push shows the same
+    predict    masks and entropy maps by the champion, or a first round's pre-annotations; stored, so that a repeated push
+               shows the same
     plan       a tasks row with its deterministic key for every query
     upload     image and entropy map; the addresses are committed, so that a killed push does not upload again
     send       journal row, one import request, journal row closed and task ids recorded
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from activeseg.db import images, labeling, rounds, scores
+from activeseg.db import checkpoints, images, labeling, rounds, scores
 from activeseg.db.models import (
     Checkpoint,
     JournalState,
@@ -39,7 +40,8 @@ from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.tasks import batches, confidence_of_order, task_payload
-from activeseg.predictions import predict_and_store, source_of
+from activeseg.preannotate import PreAnnotator, pre_annotate_and_store
+from activeseg.predictions import predict_and_store, shown_version, source_of
 from activeseg.records import ImageRef, StageReport
 from activeseg.workspace import Workspace
 
@@ -61,27 +63,32 @@ class _Shown:
     doubtful: tuple[str, ...]
 
 
-def predict_round(workspace: Workspace, round_id: int) -> StageReport:
+def predict_round(workspace: Workspace, round_id: int, *, pre_annotator: PreAnnotator | None = None) -> StageReport:
     """Draw and store the masks and entropy maps of a round's waiting queries; those that exist are kept.
 
-    A bootstrap round has none. Images that cannot be read any more are quarantined and their queries withdrawn.
+    A bootstrap round has none, or those of `pre_annotator`; the report counts and lists the images it leaves without.
+    Images that cannot be read any more are quarantined and their queries withdrawn.
     """
     started = time.monotonic()
     with workspace.database.read() as session:
         checkpoint = _checkpoint_of(session.get_one(Round, round_id), session)
         waiting = [ref for _, ref in rounds.queries(session, round_id, QueryStatus.SELECTED)]
-        known = set()
-        if checkpoint is not None:
-            known = set(labeling.predictions_of(session, source_of(checkpoint), [ref.image_id for ref in waiting]))
-    if checkpoint is None:
-        return StageReport("predict", seconds=time.monotonic() - started)
-    work = [ref for ref in waiting if ref.image_id not in known]
+        source = source_of(checkpoint) if checkpoint else pre_annotator.source if pre_annotator else None
+        known = labeling.predictions_of(session, source, [ref.image_id for ref in waiting]) if source else {}
+    work = [ref for ref in waiting if ref.image_id not in known] if source else []
     failures: dict[int, str] = {}
-    if work:
+    without: dict[int, str] = {}
+    if work and checkpoint is not None:
         failures = predict_and_store(workspace, checkpoint, work)
-    with workspace.database.write() as session:
-        images.quarantine(session, failures)
-    return StageReport("predict", len(work) - len(failures), len(failures), time.monotonic() - started)
+    elif work and pre_annotator is not None:
+        failures, without = pre_annotate_and_store(workspace, pre_annotator, work)
+    if failures:
+        with workspace.database.write() as session:
+            images.quarantine(session, failures)
+    problems = {ref.uri: f"no mask: {without[ref.image_id]}" for ref in work if ref.image_id in without}
+    details = {"without a mask": len(problems), "problems": problems} if problems else {}
+    done = len(work) - len(failures) - len(problems)
+    return StageReport("predict", done, len(failures), time.monotonic() - started, details)
 
 
 def _checkpoint_of(row: Round, session: Any) -> Checkpoint | None:
@@ -93,24 +100,29 @@ def _checkpoint_of(row: Round, session: Any) -> Checkpoint | None:
 
 
 def push_round(
-    workspace: Workspace, round_id: int, client: LabelStudioClient, *, on_progress: Progress | None = None
+    workspace: Workspace,
+    round_id: int,
+    client: LabelStudioClient,
+    *,
+    pre_annotation: str | None = None,
+    on_progress: Progress | None = None,
 ) -> StageReport:
     """Give every waiting query of a round its task. Run again after a kill or a doubt, it sends only what is missing.
 
-    Call `predict_round` first. Raises LabelStudioDoubt where an answer was lost and the look-up could not settle it:
-    the round stays as it is and the next run goes on.
+    Call `predict_round` first. pre_annotation: the source whose predictions a round without a checkpoint shows; by default
+    that of the youngest stored ones, if there are any. Raises LabelStudioDoubt where an answer was lost and the look-up
+    could not settle it: the round stays as it is and the next run goes on.
     """
     started = time.monotonic()
     project = open_project(workspace, client)
     settled = settle(workspace, client, project)
-    shown = _plan(workspace, project, round_id)
+    source = _shown_source(workspace, round_id, pre_annotation)
+    shown = _plan(workspace, project, round_id, source)
     _upload(workspace, client, project, shown)
     sent = _send(workspace, client, project, shown, on_progress)
-    with workspace.database.read() as session:
-        checkpoint = _checkpoint_of(session.get_one(Round, round_id), session)
     # Before the round counts as pushed: whatever fails here is done again by the next run.
-    if checkpoint is not None:
-        client.set_model_version(project.external_project_id, checkpoint.model_version)
+    if source is not None:
+        client.set_model_version(project.external_project_id, shown_version(source))
     client.ensure_tab(project.external_project_id, TAB_TITLE, ["tasks:data.order"])
     with workspace.database.write() as session:
         rounds.finish_pushing(session, round_id)
@@ -147,17 +159,28 @@ def task_key(project: LabelingProject, round_number: int, image_sha256: str) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _plan(workspace: Workspace, project: LabelingProject, round_id: int) -> list[_Shown]:
+def _shown_source(workspace: Workspace, round_id: int, pre_annotation: str | None) -> str | None:
+    """Whose predictions a round's tasks show."""
+    with workspace.database.read() as session:
+        row = session.get_one(Round, round_id)
+        if (checkpoint := _checkpoint_of(row, session)) is not None:
+            return source_of(checkpoint)
+        if checkpoints.champion(session) is not None:
+            return None  # it came since; its own masks follow with the next refresh
+        asked = [ref.image_id for _, ref in rounds.queries(session, round_id)]
+        found = pre_annotation or labeling.latest_pre_annotation(session, row.opened_at, asked)
+        # Label Studio refuses to show a model version that no task has.
+        return found if found and labeling.predictions_of(session, found, asked) else None
+
+
+def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source: str | None) -> list[_Shown]:
     """Tasks still to be sent, in shown order, each with what it shows; inserts the missing rows."""
     with workspace.database.write() as session:
         row = session.get_one(Round, round_id)
         if row.status != RoundStatus.SELECTED:
             return []
-        checkpoint = _checkpoint_of(row, session)
         waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
-        predictions = {}
-        if checkpoint is not None:
-            predictions = labeling.predictions_of(session, source_of(checkpoint), [ref.image_id for _, ref in waiting])
+        predictions = labeling.predictions_of(session, source, [ref.image_id for _, ref in waiting]) if source else {}
         shown = []
         for query, ref in waiting:
             prediction = predictions.get(ref.image_id)
@@ -258,5 +281,6 @@ def _payload(workspace: Workspace, project: LabelingProject, item: _Shown, befor
         doubtful=item.doubtful,
         result=mask_to_result(mask, workspace.label_set, kind=kind),
         score=confidence_of_order(item.query.shown_order, size),
-        model_version=item.prediction.source.removeprefix("checkpoint:"),
+        model_version=shown_version(item.prediction.source),
+        rough=item.prediction.checkpoint_id is None,
     )

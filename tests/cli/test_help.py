@@ -11,8 +11,10 @@ from activeseg.cli.app import app
 from tests.cli.commands import CommandLine
 
 COMMANDS = {
-    "init", "db upgrade", "db downgrade", "db check", "pool sync", "dataset import", "weights import", "train", "evaluate",
+    "init", "db upgrade", "db downgrade", "db check", "pool sync", "dataset import", "weights import", "weights adopt",
+    "weights classes", "networks", "train", "evaluate",
     "promote", "rollback", "checkpoints", "score", "rankings", "push", "pull", "round run", "status", "explain image",
+    "explain saliency", "explain class-model", "explain localise", "explain figure", "explain sheet",
     "schedule", "serve", "doctor", "demo",
 }  # fmt: skip
 

@@ -22,6 +22,10 @@ from tests.cli.commands import CommandLine
         ("rollback x", "no checkpoint 'x'"),
         ("rankings", "no champion yet"),
         ("push", "no Label Studio: set [labelstudio] url"),
+        ("push --classifier resnet18", "--classifier, --weights, --categories and --map belong to --pre-annotate graphcut"),
+        ("push --pre-annotate graphcut", "--pre-annotate graphcut needs --classifier"),
+        ("push --pre-annotate graphcut --classifier resnet18 --map cat", "--map: expected CATEGORY=CLASS, got 'cat'"),
+        ("push --pre-annotate graphcut --classifier x", "unknown classification network 'x'; known: alexnet"),
         ("pull", "no Label Studio: set [labelstudio] url"),
         ("explain image nowhere.png", "no champion yet"),
         ("weights import nowhere.pth", "cannot read weights nowhere.pth"),
@@ -31,6 +35,11 @@ from tests.cli.commands import CommandLine
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_step_that_lacks_something_says_so_in_a_line(empty: CommandLine, words: str, expected: str, as_json: bool) -> None:
     assert expected in empty(*words.split(), *(["--json"] if as_json else [])).error
+
+
+def test_beside_a_champion_no_other_masks_are_drawn(trained: CommandLine) -> None:
+    error = trained("push", "--pre-annotate", "graphcut", "--classifier", "resnet18").error
+    assert error == "--pre-annotate: the champion fcn_mobilenet_v2-0002 draws its own masks, which are better; leave it out"
 
 
 @pytest.mark.parametrize("command", ["status", "rankings", "db upgrade", "pool sync", "doctor", "push", "schedule", "serve"])

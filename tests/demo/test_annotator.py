@@ -29,6 +29,18 @@ def test_a_corrected_prediction_shows_the_truth_and_says_what_was_touched(kind):
     assert [region["id"] for region in regions[:2]] == [old["a"], old["b"]]
 
 
+@pytest.mark.parametrize("kind", ["brush", "bitmask"])
+def test_overlapping_classes_are_corrected_one_by_one(kind):
+    labels = LabelSet(("a", "b", "c"), ((0, 0, 0),) * 3, overlap=True)
+    shown = np.array([[[1, 1, 0]], [[0, 1, 1]], [[0, 0, 0]]], bool)
+    truth = np.array([[[1, 1, 0]], [[1, 1, 1]], [[0, 1, 0]]], bool)
+    work = Work({"id": 1, "data": {}}, {"id": 2, "result": mask_to_result(shown, labels, kind=kind)}, shown, truth)
+    regions = correct(work, Screen(1, labels, kind), truth)
+    assert np.array_equal(result_to_mask(regions, labels, width=3, height=1).mask, truth)
+    origins = {region["value"][region["type"]][0]: region["origin"] for region in regions}
+    assert origins == {"a": "prediction", "b": "prediction-changed", "c": "manual"}
+
+
 def test_without_a_prediction_everything_is_drawn_by_hand():
     truth = np.array([[0, 3]], np.uint8)
     work = Work({"id": 1, "data": {}}, None, np.full((1, 2), UNLABELED, np.uint8), truth)

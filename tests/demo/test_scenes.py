@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from activeseg.core.entropy import image_entropy
 from activeseg.core.labels import parse_classes
+from activeseg.core.metrics import class_iou, mean_iou
 from activeseg.demo.recipe import DEMO_RECIPE
 from activeseg.demo.scenes import SCENE_CLASSES, Scene, draw_scene, plan_scenes, scene_seed, write_scenes
 from activeseg.errors import ConfigError
@@ -151,10 +152,10 @@ def test_scenes_need_more_than_colour_and_entropy_finds_the_errors() -> None:
 
     segmenter = _train(start)
     evaluation = evaluate(segmenter, _labeled(unseen), device=CPU, precision="float32")
-    miou = _mean_iou(evaluation.per_image.sum(axis=0))
+    miou = evaluation.metrics.mean_iou
     assert miou >= colour + 0.2, f"network {miou:.3f}, nearest colour {colour:.3f}"
 
-    errors = [1 - _mean_iou(matrix) for matrix in evaluation.per_image]
+    errors = 1 - mean_iou(class_iou(evaluation.counts))
     correlation = spearmanr(_summed_entropy(segmenter, unseen), errors).statistic
     assert correlation >= 0.4, f"Spearman {correlation:.2f}"
 

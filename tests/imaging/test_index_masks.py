@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from activeseg.errors import MaskError
-from activeseg.imaging.masks import decode_mask, decode_planes, encode_mask, encode_planes
+from activeseg.imaging.masks import decode_mask, decode_plane, decode_planes, encode_mask, encode_planes
 from tests.imaging.corpus import encode, exif, png, scene, stored_for
 
 CAMVID = Path(os.environ.get("CAMVID", Path(__file__).parents[3] / "shared" / "camvid"))
@@ -117,3 +117,19 @@ def test_planes_that_are_none_are_refused_with_what_came():
         decode_planes(encode_planes(np.ones((2, 2, 2), np.bool_)), 3)
     with pytest.raises(MaskError, match="pixels"):
         decode_planes(encode_planes(np.ones((2, 20, 20), np.bool_)), 2, max_pixels=100)
+
+
+@pytest.mark.parametrize(("mode", "yes"), [("1", 1), ("L", 255), ("L", 1), ("P", 7)])
+def test_a_plane_is_wherever_the_value_is_not_zero(mode: str, yes: int) -> None:
+    where = np.random.default_rng(0).random((5, 9)) > 0.5
+    stream = BytesIO()
+    image = Image.fromarray(where) if mode == "1" else Image.fromarray((where * yes).astype(np.uint8), mode)
+    image.save(stream, "PNG")
+    assert np.array_equal(decode_plane(stream.getvalue()), where)
+
+
+def test_a_colour_picture_is_no_plane_and_the_message_says_what_would_be() -> None:
+    stream = BytesIO()
+    Image.new("RGB", (3, 3)).save(stream, "PNG")
+    with pytest.raises(MaskError, match="RGB picture; save it as a 1-bit, greyscale or palette PNG: 0 = no, "):
+        decode_plane(stream.getvalue())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from activeseg.core.labels import LabelSet
 from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.tasks import task_payload
 
@@ -157,3 +158,59 @@ def test_the_same_look_fails_on_a_task_without_prediction(page, board, tmp_path)
     assert not seen.is_workable()
     assert sum(share > 0.01 for share in seen.label_shares) == 0
     assert seen.entropy_spread < 20
+
+
+OVERLAPPING = LabelSet(
+    ("person", "bag", "road", "void"), ((220, 20, 60), (255, 200, 0), (60, 160, 60), (9, 9, 9)), 3, overlap=True
+)
+SELECTED = """
+name => [...document.querySelectorAll('.lsf-tree-node-content-wrapper, .lsf-outliner-item')]
+    .some(item => item.closest('[class*=selected]') && item.innerText.includes(name))
+"""
+
+
+def overlapping_scene() -> np.ndarray:
+    """A person on the road with a bag before them: three masks, one inside the other."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    planes = np.zeros((4, HEIGHT, WIDTH), bool)
+    planes[0] = ((columns - 240) / 90) ** 2 + ((rows - 180) / 150) ** 2 < 1
+    planes[1, 200:280, 230:290] = True
+    planes[2, 120:] = True
+    return planes
+
+
+def blend(names: list[str], opacity: float) -> np.ndarray:
+    """What the grey image looks like under the masks of these classes, the lowest first."""
+    color = np.full(3, float(GREY))
+    for name in names:
+        color += opacity * (np.array(OVERLAPPING.colors[OVERLAPPING.index_of(name)]) - color)
+    return color
+
+
+@pytest.mark.parametrize("kind", ["brush", "bitmask"])
+def test_where_classes_overlap_an_annotator_sees_each_and_a_click_finds_the_smallest(page, client, tmp_path, kind):
+    project = client.ensure_project(f"browser overlap {kind}", OVERLAPPING, kind)
+    image, _, entropy = scene()
+    urls = client.upload_files(project.id, [("scene.png", _png(image)), ("entropy.png", _png(entropy))])
+    result = mask_to_result(overlapping_scene(), OVERLAPPING, kind=kind)
+    task = task_payload("k", *urls, order=0, sha256="ab", result=result, score=0.5, model_version="m1")
+    open_task(page, client.url, project.id, client.import_tasks(project.id, [task])[0])
+    places = {(60, 320): ["road"], (240, 60): ["person"], (180, 240): ["road", "person"], (260, 240): ["road", "person", "bag"]}
+    for _ in range(30):
+        page.wait_for_timeout(1000)
+        pixels = _pixels(page, 0).astype(float)
+        scale = pixels.shape[1] / WIDTH
+        shown = {place: pixels[int(place[1] * scale), int(place[0] * scale)] for place in places}
+        # Label Studio chooses the opacity; the labeling configuration's does not count.
+        looks = [max(np.abs(shown[at] - blend(names, o)).max() for at, names in places.items()) for o in (0.5, 0.6)]
+        if min(looks) < 12:
+            break
+    page.screenshot(path=tmp_path / f"{kind}.png")
+    assert min(looks) < 12, shown
+    assert "Classes may overlap" in page.inner_text("body")
+    box = page.locator(".konvajs-content").nth(0).bounding_box()
+    page.locator("[aria-label=move-tool]").first.click()
+    page.mouse.click(box["x"] + 260 * scale, box["y"] + 240 * scale)
+    page.wait_for_function(SELECTED, arg="bag")
+    if kind == "brush":  # a click on bitmasks selects all that lie under it
+        assert not page.evaluate(SELECTED, "person")

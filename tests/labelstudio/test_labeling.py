@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelStudioError
-from activeseg.labelstudio.labeling import config_labels, config_mask_kind, labeling_config
+from activeseg.labelstudio.labeling import config_labels, config_mask_kind, config_overlap, labeling_config
 
 NAMES = ("sky & <sun>", "a \"quoted\" 'name'", "Fußweg 歩道", "$image", "void")
 LABELS = LabelSet(NAMES, tuple((i, 2 * i, 255 - i) for i in range(5)), 4)
@@ -24,6 +26,15 @@ def test_the_sdk_reads_the_same_labels_and_colours(kind):
     assert list(control.labels) == list(NAMES)
     assert control.labels_attrs["Fußweg 歩道"].attr["background"] == "#0204fd"
     assert control.to_name == ["image"]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_screen_says_whether_classes_may_overlap_and_a_project_is_known_by_it(overlap):
+    xml = labeling_config(replace(LABELS, overlap=overlap), mask_kind="brush")
+    assert config_overlap(xml) is overlap
+    assert ("Classes may overlap" in xml) is overlap
+    assert config_labels(xml) == list(NAMES)
+    assert list(LabelInterface(xml).get_control("label").labels) == list(NAMES)
 
 
 def test_only_one_tag_has_a_variable_value_so_that_files_can_be_uploaded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -75,6 +76,16 @@ def test_other_classes_or_masks_than_the_projects_are_refused(board, client, lab
         client.ensure_project(title, LabelSet(("cat", "dog"), ((1, 1, 1),) * 2), "brush")
     with pytest.raises(LabelStudioError, match="mask_kind = 'brush'"):
         client.ensure_project(title, labels, "bitmask")
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_project_made_for_exclusive_classes_is_none_for_overlapping_ones_and_vice_versa(client, labels, overlap):
+    title = f"test overlap {overlap}"
+    made = replace(labels, overlap=overlap)
+    assert client.ensure_project(title, made, "brush").created
+    assert client.find_project(title, made, "brush") is not None
+    with pytest.raises(LabelSetMismatch, match=r"by \[labels\] overlap they .*: use another project title"):
+        client.ensure_project(title, replace(labels, overlap=not overlap), "brush")
 
 
 def test_uploads_keep_their_order_and_their_stems(board):

@@ -16,6 +16,8 @@ from activeseg.labelstudio.regions import decode_bitmask, encode_bitmask, mask_t
 
 KINDS = ("brush", "bitmask")
 LABELS = LabelSet(("sky & <sun>", 'a "quoted"', "Fußweg 歩道", "void"), ((0, 0, 0),) * 4, 3)
+OVERLAPPING = LabelSet(("person", "bag", "void"), ((0, 0, 0),) * 3, 2, overlap=True)
+planes = hnp.arrays(np.bool_, st.tuples(st.just(3), st.integers(1, 20), st.integers(1, 20)))
 masks = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.sampled_from([0, 1, 2, 3, UNLABELED])
 )
@@ -39,6 +41,46 @@ def test_a_mask_survives_pixel_by_pixel(kind, mask):
     drawn = result_to_mask(result, LABELS, width=width, height=height)
     assert np.array_equal(drawn.mask, mask)
     assert drawn.regions == len(set(mask.ravel().tolist()) - {UNLABELED})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(mask=planes)
+def test_planes_survive_with_their_overlaps(kind, mask):
+    result = mask_to_result(mask, OVERLAPPING, kind=kind)
+    drawn = result_to_mask(result, OVERLAPPING, width=mask.shape[2], height=mask.shape[1])
+    assert drawn.mask.dtype == np.bool_
+    assert np.array_equal(drawn.mask, mask)
+    assert drawn.regions == int(mask.any(axis=(1, 2)).sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(parts=st.lists(planes, min_size=1, max_size=3), data=st.data())
+def test_where_classes_overlap_a_class_is_the_union_of_its_regions_whoever_drew_them(kind, parts, data):
+    shape = parts[0].shape
+    parts = [np.resize(part, shape) for part in parts]
+    regions = [region for part in parts for region in mask_to_result(part, OVERLAPPING, kind=kind)]
+    origins = st.sampled_from(["prediction", "prediction-changed", "manual", None])
+    regions = [region | {"origin": data.draw(origins)} for region in data.draw(st.permutations(regions))]
+    drawn = result_to_mask(regions, OVERLAPPING, width=shape[2], height=shape[1])
+    assert np.array_equal(drawn.mask, np.logical_or.reduce(parts))
+    assert drawn.changed == sum(region["origin"] != "prediction" for region in regions)
+
+
+def test_where_classes_overlap_the_smallest_region_comes_first_and_no_region_means_no_class():
+    mask = np.zeros((3, 4, 5), bool)
+    mask[0], mask[1, 1:3, 1:3] = True, True
+    labels = [region["value"]["brushlabels"] for region in mask_to_result(mask, OVERLAPPING, kind="brush")]
+    assert labels == [["bag"], ["person"]]
+    assert not result_to_mask([], OVERLAPPING, width=5, height=4).mask.any()
+
+
+def test_a_mask_of_the_other_kind_is_not_sent():
+    with pytest.raises(MaskError, match=r"expected planes \(3, H, W\)"):
+        mask_to_result(np.zeros((2, 2), np.uint8), OVERLAPPING, kind="brush")
+    with pytest.raises(MaskError, match=r"expected class indices"):
+        mask_to_result(np.zeros((4, 2, 2), bool), LABELS, kind="brush")
 
 
 def test_pixels_under_no_region_get_the_fill():

@@ -26,6 +26,12 @@ def test_without_a_model_there_is_no_prediction_and_the_plain_image_stands_besid
     assert "draw every class" in task["data"]["doubt"]
 
 
+def test_a_rough_outline_is_called_one_whatever_is_doubtful():
+    task = task_payload("k1", "/i.png", order=0, sha256="ab", result=[], score=0.5, model_version="graphcut:x", rough=True)
+    assert "outlined by a rough guess" in task["data"]["doubt"]
+    assert task["predictions"][0]["model_version"] == "graphcut:x"
+
+
 @pytest.mark.parametrize("score", [-0.1, 1.1, 7, float("nan"), float("inf")])
 def test_a_score_that_the_server_would_drop_silently_is_refused(score):
     with pytest.raises(ConfigError, match="between 0 and 1"):

@@ -16,7 +16,7 @@ from activeseg.db.models import Annotation, Image, Split
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.stages.dataset import import_dataset
 from activeseg.workspace import Workspace
-from tests.factories import write_balls
+from tests.factories import CLASSES, write_balls, write_class_folders
 
 Make = Callable[..., Workspace]
 
@@ -106,3 +106,99 @@ def test_missing_folders_and_empty_ones_say_so(make_sqlite_workspace: Make, fold
     (tmp_path / "void").mkdir()
     with pytest.raises(NotReadyError, match="no images"):
         import_dataset(workspace, str(tmp_path / "void"), folders[1], Split.TRAIN)
+
+
+@pytest.fixture
+def class_folders(folders: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    planes = tmp_path / "planes"
+    write_class_folders(folders[1], planes)
+    return folders[0], planes
+
+
+OVERLAP = {"labels": {"overlap": True}}
+
+
+def test_masks_of_overlapping_classes_come_from_a_folder_for_each_class(
+    make_workspace: Make, class_folders: tuple[Path, Path]
+) -> None:
+    workspace = make_workspace(**OVERLAP)
+    (class_folders[1] / "sky" / "ball_0003.png").unlink()
+    assert import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN).written == 4
+    assert import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN).written == 0
+    with workspace.database.read() as session:
+        current = truth.current(session, split=Split.TRAIN)
+    masks = [workspace.read_labeled(item)[1] for item in current]
+    for item, mask in zip(current, masks, strict=True):
+        name = Path(item.image.uri).name
+        for index, class_name in enumerate(CLASSES.names):
+            file = class_folders[1] / class_name / name
+            known = np.asarray(Pillow.open(file)) > 0 if file.exists() else np.zeros((48, 64), bool)
+            assert np.array_equal(mask[index], known), (class_name, name)
+    assert not masks[3][0].any(), "a class without a file is absent"
+    assert any((mask[1] & mask[2]).any() for mask in masks), "a ball lies on the ground"
+
+
+@pytest.mark.parametrize("change", ["other content", "one less"])
+def test_a_change_in_one_of_an_images_files_is_a_new_version(
+    make_sqlite_workspace: Make, class_folders: tuple[Path, Path], change: str
+) -> None:
+    workspace = make_sqlite_workspace(**OVERLAP)
+    import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN)
+    file = class_folders[1] / "ball" / "ball_0002.png"
+    if change == "one less":
+        file.unlink()
+    else:
+        Pillow.new("L", (64, 48), 255).save(file)
+    assert import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN).written == 1
+    with workspace.database.read() as session:
+        newest = truth.current(session, split=Split.TRAIN)[2]
+    assert workspace.read_labeled(newest)[1][2].all() == (change != "one less")
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (Pillow.new("1", (10, 10)), "mask ball/ball_0001.png is 10x10, its image 64x48"),
+        (Pillow.new("RGB", (64, 48)), "ball/ball_0001.png: mask is an RGB picture; save it as a 1-bit"),
+        (None, "no mask ball_0001.png in any class folder; where an image has none of the classes"),
+    ],
+)
+def test_planes_that_do_not_fit_are_left_out_with_their_reason(
+    make_sqlite_workspace: Make, class_folders: tuple[Path, Path], mask: Pillow.Image | None, told: str
+) -> None:
+    workspace = make_sqlite_workspace(**OVERLAP)
+    if mask is not None:
+        mask.save(class_folders[1] / "ball" / "ball_0001.png")
+    else:
+        for file in class_folders[1].glob("*/ball_0001.png"):
+            file.unlink()
+    report = import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN)
+    assert (report.written, report.failed) == (3, 1)
+    assert told in next(iter(report.details["problems"].values()))
+
+
+def test_an_empty_mask_says_that_an_image_has_none_of_the_classes(
+    make_sqlite_workspace: Make, class_folders: tuple[Path, Path]
+) -> None:
+    workspace = make_sqlite_workspace(**OVERLAP)
+    for file in class_folders[1].glob("*/ball_0001.png"):
+        file.unlink()
+    Pillow.new("1", (64, 48)).save(class_folders[1] / "ball" / "ball_0001.png")
+    assert import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN).written == 4
+    with workspace.database.read() as session:
+        empty = truth.current(session, split=Split.TRAIN)[1]
+    assert not workspace.read_labeled(empty)[1].any()
+
+
+def test_folders_that_are_no_class_are_refused_with_the_known_ones(
+    make_sqlite_workspace: Make, folders: tuple[Path, Path], class_folders: tuple[Path, Path]
+) -> None:
+    workspace = make_sqlite_workspace(**OVERLAP)
+    with pytest.raises(ConfigError, match=r"a folder of masks for each class \(sky, ground, ball, void\).*; got none"):
+        import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
+    (class_folders[1] / "cloud").mkdir()
+    (class_folders[1] / ".cache").mkdir()
+    with pytest.raises(ConfigError, match=r"; got cloud$"):
+        import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN)
+    with workspace.database.read() as session:
+        assert session.scalars(sa.select(Annotation)).all() == []

@@ -114,7 +114,7 @@ class Prediction(Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     image_id: Mapped[int] = mapped_column(sa.ForeignKey("images.id"))
     source: Mapped[str] = mapped_column(sa.String(120))
-    """'checkpoint:<model_version>' or 'graphcut'"""
+    """'checkpoint:<model_version>' or 'graphcut:<classifier>@<digest>'"""
     checkpoint_id: Mapped[int | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
     mask_location: Mapped[str] = mapped_column(sa.String(500))
     mask_sha256: Mapped[str] = mapped_column(sa.String(64))
