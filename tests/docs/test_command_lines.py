@@ -30,6 +30,8 @@ def parse(words: tuple[str, ...]) -> None:
 def unknown_options(words: tuple[str, ...]) -> list[str]:
     """Options the named command does not have; raises KeyError for a command there is not."""
     command, rest = program(), list(words[1:])
+    if rest[0] in ("-c", "--config"):
+        del rest[:2]
     while getattr(command, "commands", None) and rest and not rest[0].startswith("-"):
         command = command.commands[rest.pop(0)]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
