@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from sqlalchemy.orm import Session
+
 from activeseg.core.bootstrap import BootstrapResult, paired_bootstrap
+from activeseg.core.labels import LabelSet, Mask
 from activeseg.db import checkpoints, truth
 from activeseg.db.checkpoints import EvaluationFigures
-from activeseg.db.models import Checkpoint, Split
+from activeseg.db.models import Checkpoint, LabelSetRow, Split
 from activeseg.db.truth import AnnotatedImage
-from activeseg.errors import ConfigError, NotReadyError
+from activeseg.errors import ConfigError, ImageError, LabelSetMismatch, NotReadyError
 from activeseg.nn.checkpoint import load_checkpoint
-from activeseg.nn.data import LabeledImage
+from activeseg.nn.data import Array, LabeledImage
 from activeseg.nn.device import pick_device
 from activeseg.nn.evaluate import Evaluation, evaluate
 from activeseg.workspace import Workspace
 
 BOOTSTRAP_SAMPLES = 1000
+
+_SYNC = "run `activeseg pool sync`"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +40,7 @@ def evaluate_checkpoint(workspace: Workspace, checkpoint: Checkpoint, split: Spl
 
     Stored for class '*': what `Evaluation.overall` names. For each class: iou, dice, accuracy, truth_pixels, smoothed_iou,
     smoothed_dice. Raises NotReadyError for a split without annotated images, LabelSetMismatch where the checkpoint knows
-    other classes.
+    other classes or masks were drawn for others.
     """
     checkpoints.require_labels(checkpoint, workspace.label_set)
     return _measure(workspace, checkpoint, split, _labeled(workspace, split))
@@ -70,6 +75,7 @@ def compare_checkpoints(
 def _labeled(workspace: Workspace, split: Split) -> list[AnnotatedImage]:
     with workspace.database.read() as session:
         labeled = truth.current(session, split=split)
+        require_same_masks(session, labeled, workspace.label_set)
     if not labeled:
         raise NotReadyError(
             f"the {split.value} split has no annotated images: `activeseg dataset import --split {split.value}`, "
@@ -78,13 +84,54 @@ def _labeled(workspace: Workspace, split: Split) -> list[AnnotatedImage]:
     return labeled
 
 
+def require_same_masks(session: Session, labeled: Sequence[AnnotatedImage], label_set: LabelSet) -> None:
+    """Raise LabelSetMismatch where masks were drawn for other classes.
+
+    They hold class numbers: they would teach and measure the wrong ones without a sound. Which class is ignored does not
+    matter: its pixels were drawn all the same.
+    """
+    for row_id in {item.label_set_id for item in labeled}:
+        drawn_for = LabelSet.from_dict(session.get_one(LabelSetRow, row_id).definition)
+        if not drawn_for.same_masks(label_set):
+            number = sum(item.label_set_id == row_id for item in labeled)
+            raise LabelSetMismatch(
+                f"{number} annotations were drawn for the classes {drawn_for.sentence()}, [labels] has "
+                f"{label_set.sentence()}: restore {drawn_for.settings_unlike(label_set)}, or start a new database and "
+                "import the masks again"
+            )
+
+
+def labeled_images(workspace: Workspace, items: Sequence[AnnotatedImage]) -> list[LabeledImage]:
+    """Annotated images as networks are trained and measured on them."""
+    return [
+        LabeledImage(
+            item.image.image_id,
+            partial(_read, workspace, item),
+            uri=item.image.uri,
+            truth=f"{item.annotation_id} {item.mask_sha256}",
+        )
+        for item in items
+    ]
+
+
+def _read(workspace: Workspace, item: AnnotatedImage) -> tuple[Array, Mask]:
+    try:
+        return workspace.read_labeled(item)
+    except ImageError as error:
+        if item.image.uri.startswith(workspace.settings.images_uri.rstrip("/") + "/"):
+            raise
+        # A sync looks at the pool only.
+        problem = str(error).removesuffix(_SYNC).rstrip(" ;:")
+        raise ImageError(f"{problem}; restore the file, or import the data set again") from error
+
+
 def _measure(workspace: Workspace, checkpoint: Checkpoint, split: Split, labeled: Sequence[AnnotatedImage]) -> Evaluation:
     data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
     device = pick_device(workspace.settings.model.device)
     segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
     result = evaluate(
         segmenter,
-        [LabeledImage(item.image.image_id, partial(workspace.read_labeled, item)) for item in labeled],
+        labeled_images(workspace, labeled),
         device=device,
         precision=workspace.settings.model.precision,
         batch_size=workspace.settings.scoring.batch_size,

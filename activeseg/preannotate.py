@@ -22,7 +22,7 @@ from activeseg.db.models import Prediction
 from activeseg.errors import ConfigError, DataError, SaliencyError
 from activeseg.explain.graphcut import graph_cut_mask
 from activeseg.explain.saliency import saliency_map
-from activeseg.imaging.decode import resize_short_side
+from activeseg.explain.scores import as_seen
 from activeseg.nn.classifier import Classifier
 from activeseg.nn.data import to_input, to_pixels
 from activeseg.records import ImageRef
@@ -126,7 +126,7 @@ def _annotate(workspace: Workspace, annotator: PreAnnotator, ref: ImageRef, pixe
 
 def _likeliest(annotator: PreAnnotator, pixels: npt.NDArray[np.uint8]) -> int:
     policy = annotator.classifier.input_policy
-    batch = to_pixels(resize_short_side(pixels, policy.short_side))[None]
+    batch = to_pixels(as_seen(pixels, policy))[None]
     with torch.inference_mode():
         scores = annotator.classifier.module(to_input(batch, policy, annotator.device))
     return int(scores[0].argmax())

@@ -8,10 +8,11 @@ import numpy as np
 
 from activeseg.core.entropy import max_entropy
 from activeseg.core.labels import Mask
-from activeseg.core.masks import despeckle, despeckle_planes
+from activeseg.core.masks import despeckle
 from activeseg.db import checkpoints, labeling
 from activeseg.db.models import Checkpoint, Prediction
 from activeseg.explain.heatmap import heatmap
+from activeseg.imaging.specks import despeckle_planes
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.nn.checkpoint import load_checkpoint
 from activeseg.nn.device import pick_device
@@ -27,9 +28,12 @@ def source_of(checkpoint: Checkpoint) -> str:
 
 
 def shown_version(source: str) -> str:
-    """The model version Label Studio shows for a source: of a pre-annotation without the digest behind the '@'."""
+    """The model version Label Studio shows for a source.
+
+    It shows one version per project, so all pre-annotations have the same, whichever classifier made them.
+    """
     kind, _, name = source.partition(":")
-    return name if kind == "checkpoint" else source.rpartition("@")[0]
+    return name if kind == "checkpoint" else kind
 
 
 def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequence[ImageRef]) -> dict[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -38,14 +38,15 @@ class Workspace:
     @cached_property
     def label_set(self) -> LabelSet:
         """The configured classes. Raises ConfigError where the file is missing or wrong."""
-        file = self.settings.path(self.settings.labels.file)
+        section = self.settings.labels
+        file = self.settings.path(section.file)
         try:
-            label_set = parse_classes(file.read_text(encoding="utf-8-sig"), overlap=self.settings.labels.overlap)
+            text = file.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ConfigError(f"class list {file} cannot be read: {error.strerror}; set [labels] file") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"class list {file} is not UTF-8 text") from error
-        return replace(label_set, ignore_index=None) if self.settings.labels.include_void else label_set
+        return parse_classes(text, overlap=section.overlap, include_void=section.include_void)
 
     @property
     def input_policy(self) -> InputPolicy:
@@ -85,7 +86,10 @@ class Workspace:
     def read_mask(self, location: str, sha256: str | None = None) -> Mask:
         """A stored mask, as the label set describes masks. Raises MaskError where it is missing or altered."""
         data = self.artifacts.read(location, sha256=sha256)
-        return decode_planes(data, len(self.label_set.names)) if self.label_set.overlap else decode_mask(data)
+        limit = self.settings.pool.max_pixels
+        if self.label_set.overlap:
+            return decode_planes(data, len(self.label_set.names), max_pixels=limit)
+        return decode_mask(data, max_pixels=limit)
 
     def store_mask(self, mask: Mask) -> Artifact:
         """Store a mask; `read_mask` reads it back. Raises MaskError where it is none of the label set's."""

@@ -45,6 +45,9 @@ from activeseg.workspace import Workspace, open_workspace
 LOOKS_IN_RUN = 2
 """Looks and saves while it measures; each is charged as often as the recipe has it."""
 
+LEAST_BLOCKS = 2
+"""A middle half needs two values."""
+
 
 class BareLoop:
     """The least there is to a training step."""
@@ -135,17 +138,41 @@ def mean(values: list[Spent]) -> Spent:
 
 def main() -> None:
     options = parse_options()
+    require_blocks(options)
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder, workspace_in(Path(folder), options) as workspace:
         settings = workspace.settings
         bare = BareLoop(settings, workspace.label_set.num_classes)
         bare.run(3)
         device = bare.device
-        skip = 6 if device.type == "cuda" else 2
-        meter = Meter(bare, block=options.block, skip=skip, every=settings.training.validate_every)
+        meter = Meter(bare, block=options.block, skip=skipped(device), every=settings.training.validate_every)
         say(f"{describe_device(device)}, {torch.get_num_threads()} threads, {settings.model.architecture}")
         with lease.holding(workspace.database):
             report = train_challenger(workspace, reason="bench", on_progress=meter)
     print(json.dumps(summary(meter, settings, options) | {"command_seconds": round(report.seconds, 1)}))
+
+
+def skipped(device: torch.device) -> int:
+    """Steps that are not counted in the beginning."""
+    return 6 if device.type == "cuda" else 2
+
+
+def require_blocks(options: argparse.Namespace) -> None:
+    """End here where the options leave too few blocks to compare."""
+    device, every = pick_device(options.device), interval(options.steps)
+    looks = options.steps // every + bool(options.steps % every)
+    counted, skip = options.steps - looks, skipped(device)
+    # Beside a GPU every block has steps of its own that are not counted.
+    needed = LEAST_BLOCKS * options.block + skip * (LEAST_BLOCKS if device.type == "cuda" else 1)
+    if counted < needed:
+        sys.exit(
+            f"--steps {options.steps} leaves {counted} steps without a look; {LEAST_BLOCKS} blocks of --block {options.block} "
+            f"need {needed}: raise --steps or lower --block"
+        )
+
+
+def interval(steps: int) -> int:
+    """Steps between looks, and between saves."""
+    return max(1, steps // LOOKS_IN_RUN)
 
 
 def summary(meter: Meter, settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
@@ -214,7 +241,7 @@ def workspace_in(folder: Path, options: argparse.Namespace) -> Iterator[Workspac
             copy_some(options.data / parts[split].name, parts[split], count)
         classes = options.data / "classes.txt"
     (folder / "pool").mkdir()
-    interval = max(1, options.steps // LOOKS_IN_RUN)
+    every = interval(options.steps)
     settings = Settings(
         root=folder,
         labels={"file": classes},
@@ -224,8 +251,8 @@ def workspace_in(folder: Path, options: argparse.Namespace) -> Iterator[Workspac
             "steps": options.steps,
             "batch_size": options.batch,
             "crop": options.crop,
-            "validate_every": interval,
-            "save_every": interval,
+            "validate_every": every,
+            "save_every": every,
         },
     )
     database = Database(settings.database_url)

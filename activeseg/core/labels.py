@@ -83,8 +83,22 @@ class LabelSet:
         return self.names.index(name)
 
     def same_classes(self, other: LabelSet) -> bool:
-        """Whether masks drawn for one mean the same under the other; colours do not matter."""
-        return (self.names, self.ignore_index, self.overlap) == (other.names, other.ignore_index, other.overlap)
+        """Whether a network for one is a network for the other; colours do not matter."""
+        return self.same_masks(other) and self.ignore_index == other.ignore_index
+
+    def same_masks(self, other: LabelSet) -> bool:
+        """Whether masks drawn for one mean the same under the other, whichever class is ignored."""
+        return (self.names, self.overlap) == (other.names, other.overlap)
+
+    def settings_unlike(self, other: LabelSet) -> str:
+        """What in [labels] makes the difference to another label set, for an error message."""
+        changed = {
+            "the class list": self.names != other.names,
+            "[labels] overlap": self.overlap != other.overlap,
+            # Taken out as a whole or put back; another class that is ignored is the list's doing.
+            "[labels] include_void": (self.ignore_index is None) != (other.ignore_index is None),
+        }
+        return " and ".join(name for name, differs in changed.items() if differs) or "the class list"
 
     def sentence(self) -> str:
         """The classes for an error message: 'road, car (void ignored, may overlap)'."""
@@ -163,10 +177,11 @@ class LabelSet:
         return "\n".join(lines) + "\n"
 
 
-def parse_classes(text: str, *, overlap: bool = False) -> LabelSet:
+def parse_classes(text: str, *, overlap: bool = False, include_void: bool = False) -> LabelSet:
     """Read a class file: one class a line, `name [#rrggbb] [ignore]`, index = line number from 0.
 
-    overlap: whether the classes may overlap. Missing colours are filled with well separated ones.
+    overlap: whether the classes may overlap. include_void: the class marked 'ignore' is a class like any other.
+    Missing colours are filled with well separated ones.
     Raises ConfigError on an empty list, a repeated name or more than one ignored class.
     """
     names: list[str] = []
@@ -182,7 +197,7 @@ def parse_classes(text: str, *, overlap: bool = False) -> LabelSet:
             ignored.append(number)
     if len(ignored) > 1:
         raise ConfigError(f"at most one class may be marked 'ignore'; got {[names[i] for i in ignored]}")
-    return LabelSet(tuple(names), tuple(colors), ignored[0] if ignored else None, overlap)
+    return LabelSet(tuple(names), tuple(colors), None if include_void or not ignored else ignored[0], overlap)
 
 
 def _without_trailing_blanks(lines: Iterable[str]) -> list[str]:

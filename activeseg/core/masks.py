@@ -53,11 +53,6 @@ def changed_share(before: Mask, after: Mask) -> float:
     return float(np.mean(differs.any(axis=0) if differs.ndim == 3 else differs))
 
 
-def despeckle_planes(planes: BoolMask, min_pixels: int) -> BoolMask:
-    """Planes (K, H, W) bool without components, and without holes, that are smaller than min_pixels."""
-    return np.stack([despeckle(plane.astype(np.uint8), min_pixels).astype(np.bool_) for plane in planes])
-
-
 def despeckle(mask: IndexMask, min_pixels: int) -> IndexMask:
     """The mask (H, W) uint8 without 4-connected components smaller than min_pixels.
 

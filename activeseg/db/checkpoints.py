@@ -45,7 +45,7 @@ def require_labels(checkpoint: Checkpoint, label_set: LabelSet) -> None:
     if not theirs.same_classes(label_set):
         raise LabelSetMismatch(
             f"checkpoint {checkpoint.model_version} knows the classes {theirs.sentence()}; "
-            f"[labels] has {label_set.sentence()}: train a new checkpoint or restore the list"
+            f"[labels] has {label_set.sentence()}: train a new checkpoint or restore {theirs.settings_unlike(label_set)}"
         )
 
 
@@ -152,7 +152,13 @@ class EvaluationFigures:
 
 
 def store_evaluation(session: Session, checkpoint_id: int, split: Split, figures: EvaluationFigures) -> None:
-    """Replace a checkpoint's figures on a split. Figures that do not exist (absent classes) or are not finite get no row."""
+    """Replace a checkpoint's figures on a split. Figures that do not exist (absent classes) or are not finite get no row.
+
+    Whoever stores figures of the same checkpoint meanwhile waits until the transaction ends.
+    """
+    # Two that delete what they see and then insert would write the same keys. SQLite knows no row locks and needs none:
+    # a write transaction locks the whole database.
+    session.execute(sa.select(Checkpoint.id).where(Checkpoint.id == checkpoint_id).with_for_update(key_share=True))
     session.execute(sa.delete(Evaluation).where(Evaluation.checkpoint_id == checkpoint_id, Evaluation.split == split))
     rows = [(metric, ALL_CLASSES, value) for metric, value in figures.overall.items()]
     for item in figures.classes:

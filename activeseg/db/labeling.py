@@ -9,12 +9,14 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.core.labels import LabelSet
 from activeseg.db.images import blocks
 from activeseg.db.models import (
     Image,
     ImageStatus,
     JournalState,
     LabelingProject,
+    LabelSetRow,
     Prediction,
     PushJournal,
     Query,
@@ -105,17 +107,46 @@ def predictions_of(session: Session, source: str, image_ids: Sequence[int]) -> d
     return found
 
 
-def latest_pre_annotation(session: Session, since: datetime, image_ids: Sequence[int]) -> str | None:
-    """The source of the youngest prediction that no checkpoint made, of these images and not older than `since`."""
+def latest_pre_annotation(session: Session, image_ids: Sequence[int]) -> str | None:
+    """The source of the youngest prediction of these images that no checkpoint made."""
     youngest: tuple[int, str] | None = None
     for block in blocks(image_ids):
         statement = sa.select(Prediction.id, Prediction.source).where(
-            Prediction.checkpoint_id.is_(None), Prediction.created_at >= since, Prediction.image_id.in_(block)
+            Prediction.checkpoint_id.is_(None), Prediction.image_id.in_(block)
         )
         row = session.execute(statement.order_by(Prediction.id.desc()).limit(1)).first()
         if row is not None and (youngest is None or row.id > youngest[0]):
             youngest = (row.id, row.source)
     return youngest[1] if youngest else None
+
+
+def image_sizes(session: Session, image_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """image id -> (height, width), 0 where it is not known."""
+    found: dict[int, tuple[int, int]] = {}
+    for block in blocks(image_ids):
+        rows = session.execute(sa.select(Image.id, Image.height, Image.width).where(Image.id.in_(block)))
+        found.update({number: (height or 0, width or 0) for number, height, width in rows})
+    return found
+
+
+def leave_without_prediction(session: Session, task_id: int) -> None:
+    """A task is sent without the prediction that was planned for it."""
+    session.get_one(Task, task_id).prediction_id = None
+
+
+def shown_sources(session: Session, labeling_project_id: int) -> set[str]:
+    """Whose predictions the tasks that a project has were sent with."""
+    statement = (
+        sa.select(Prediction.source)
+        .join(Task, Task.prediction_id == Prediction.id)
+        .where(Task.labeling_project_id == labeling_project_id, Task.status == TaskStatus.PUSHED)
+    )
+    return set(session.scalars(statement.distinct()))
+
+
+def label_set_of(session: Session, labeling_project: LabelingProject) -> LabelSet:
+    """The classes a project was made for."""
+    return LabelSet.from_dict(session.get_one(LabelSetRow, labeling_project.label_set_id).definition)
 
 
 def plan_task(session: Session, task: Task) -> Task:
@@ -220,6 +251,17 @@ def move_cursor(session: Session, labeling_project_id: int, until: datetime) -> 
     row = session.get_one(LabelingProject, labeling_project_id)
     if row.pulled_until is None or until > row.pulled_until:
         row.pulled_until = until
+
+
+def count_open_tasks(session: Session, labeling_project_id: int) -> int:
+    """Tasks of a project whose images wait for an answer."""
+    statement = (
+        sa.select(sa.func.count())
+        .select_from(Task)
+        .join(Query, Query.id == Task.query_id)
+        .where(Task.labeling_project_id == labeling_project_id, Query.status == QueryStatus.PUSHED)
+    )
+    return session.scalar(statement) or 0
 
 
 def count_tasks_before(session: Session, labeling_project_id: int, round_number: int) -> int:

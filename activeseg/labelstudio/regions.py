@@ -1,7 +1,7 @@
 """Masks to Label Studio regions and back: brush (RLE) and bitmask (PNG) alike.
 
-Where classes exclude each other regions are paint: of two that overlap the upper one counts. Where classes may overlap each
-region says where its class is, and regions of other classes say nothing about it.
+Where classes exclude each other regions are paint: of two that overlap one counts, as `result_to_mask` says. Where classes
+may overlap each region says where its class is, and regions of other classes say nothing about it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BoolMask = npt.NDArray[np.bool_]
 
 _TYPES: dict[MaskKind, str] = {"brush": "brushlabels", "bitmask": "bitmasklabels"}
 _DATA_URL = "data:image/png;base64,"
-_UNTOUCHED = "prediction"
+_UNTOUCHED, _EDITED = "prediction", "prediction-changed"
 _OPAQUE = 127
 
 
@@ -62,29 +62,32 @@ def result_to_mask(
 ) -> AnnotatedMask:
     """The mask that a result shows on an image of width x height.
 
-    Exclusive classes: (H, W) uint8 in painter's order. Later regions lie above earlier ones, and what the person drew or
-    edited lies above untouched predictions. Pixels under no region get `fill`.
+    Exclusive classes: (H, W) uint8. Where regions overlap, those the person drew count first, of these the later one; then
+    the predictions the person edited, of these the earlier one, which Label Studio draws on top; then untouched
+    predictions. Pixels under no region get `fill`.
     Overlapping classes: planes (K, H, W) bool, each the union of its class's regions, whoever drew them.
 
     Raises AnnotationError, with the reason, for whatever does not describe this image.
     """
     if isinstance(result, str) or not isinstance(result, Sequence):
         raise AnnotationError(f"an annotation's result must be a list of regions; got {type(result).__name__}")
-    below: list[tuple[int, BoolMask]] = []
-    above: list[tuple[int, BoolMask]] = []
+    untouched: list[tuple[int, BoolMask]] = []
+    edited: list[tuple[int, BoolMask]] = []
+    drawn: list[tuple[int, BoolMask]] = []
+    layers = {_UNTOUCHED: untouched, _EDITED: edited}
     for number, region in enumerate(result):
         try:
             painted = _paint(region, label_set, width, height)
         except AnnotationError as error:
             raise AnnotationError(f"region {number + 1} of {len(result)}: {error}") from error
-        (below if region.get("origin") == _UNTOUCHED else above).append(painted)
-    shape, regions = (height, width), below + above
+        layers.get(str(region.get("origin")), drawn).append(painted)
+    shape, regions = (height, width), untouched + edited[::-1] + drawn
     mask: Mask
     if label_set.overlap:
         mask = unite_regions(shape, regions, planes=len(label_set.names))
     else:
         mask = compose_regions(shape, regions, fill=fill)
-    return AnnotatedMask(mask, len(result), len(above))
+    return AnnotatedMask(mask, len(result), len(edited) + len(drawn))
 
 
 def encode_bitmask(mask: BoolMask) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 from activeseg.errors import ConfigError
 
-_NO_MODEL = "No prediction yet: draw every class."
-_ROUGH = "One object was outlined by a rough guess: correct it, and draw every other class."
+# A task keeps its text for good, so it must stay true when a champion's mask takes the place of nothing or of a guess.
+_NO_MODEL = "Correct what is drawn, and draw every class that is missing."
+_ROUGH = "What is drawn may be only a rough guess of one object: correct it, and draw every class that is missing."
+_ABSENT = " Everything you leave undrawn counts as absent."
 
 
 def task_payload(
@@ -24,6 +26,7 @@ def task_payload(
     score: float | None = None,
     model_version: str | None = None,
     rough: bool = False,
+    overlap: bool = False,
 ) -> dict[str, Any]:
     """A task for import. What annotators see says nothing about score, rank or arm.
 
@@ -31,12 +34,14 @@ def task_payload(
     entropy_url: without one the plain image stands beside the one being labelled.
     doubtful: classes the model is least sure of, most doubtful first.
     result, score, model_version: the prediction, as in `prediction_payload`; without a model_version there is none.
-    rough: the prediction outlines one object only (a pre-annotation); the task's text says so.
+    rough: the prediction outlines one object only (a pre-annotation); the task's text says so. overlap: the classes may;
+    where the model has not drawn all of them, the text says what an undrawn one means.
     """
+    guide = _NO_MODEL if model_version is None else _ROUGH if rough else None
     data = {
         "image": image_url,
         "entropy": [entropy_url or image_url],
-        "doubt": _NO_MODEL if model_version is None else _ROUGH if rough else _hint(doubtful),
+        "doubt": guide + _ABSENT * overlap if guide else _hint(doubtful),
         "key": key,
         "sha256": sha256,
         "order": order_value(order),

@@ -118,7 +118,11 @@ def load_checkpoint(data: bytes, *, model_version: str, device: torch.device | s
 
     Raises CheckpointError where the bytes are damaged, are no checkpoint, or were written by a newer version.
     """
-    spec = _read_spec(data, model_version)
+    spec = read_spec(data, f"checkpoint {model_version}")
+    if spec is None:
+        raise CheckpointError(
+            f"{model_version} holds weights without a network description: import it with `activeseg weights import`"
+        )
     weights = read_weights(data)
     try:
         segmenter = new_segmenter(spec, model_version=model_version)
@@ -183,26 +187,26 @@ def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
 
 
-def _read_spec(data: bytes, model_version: str) -> NetworkSpec:
-    """The spec in the metadata. Header of a safetensors file: 8 bytes little-endian length, then JSON."""
+def read_spec(data: bytes, name: str) -> NetworkSpec | None:
+    """The network that safetensors bytes say they are of; None for weights alone, which say nothing.
+
+    Raises CheckpointError, with `name` in front, where the description is damaged or of a newer version.
+    """
+    # Header of a safetensors file: 8 bytes little-endian length, then JSON.
     try:
         (length,) = struct.unpack_from("<Q", data)
         header = json.loads(data[8 : 8 + length])
         described = json.loads(header.get("__metadata__", {}).get(_KEY, "null"))
     except (struct.error, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {model_version} is damaged ({_first_line(error)}): restore its file") from error
+        raise CheckpointError(f"{name} is damaged ({_first_line(error)}): restore its file") from error
     if described is None:
-        raise CheckpointError(
-            f"{model_version} holds weights without a network description: import it with `activeseg weights import`"
-        )
+        return None
     if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {model_version} has an unknown format, this version reads {FORMAT}: upgrade activeseg"
-        )
+        raise CheckpointError(f"{name} has an unknown format, this version reads {FORMAT}: upgrade activeseg")
     try:
         return NetworkSpec.from_dict(described["spec"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"checkpoint {model_version}: its description is damaged ({_first_line(error)})") from error
+        raise CheckpointError(f"{name}: its description is damaged ({_first_line(error)})") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Mask as MaskTensor
 
 from activeseg.core.labels import LabelSet, Mask
-from activeseg.errors import ImageError, MaskError
+from activeseg.errors import DataError, ImageError, MaskError
 from activeseg.imaging.decode import resize_short_side
 from activeseg.records import InputPolicy
 
@@ -27,10 +27,15 @@ MEMORY_BUDGET = 2 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class LabeledImage:
-    """An image with its truth. load: returns pixels (H, W, 3) uint8 RGB and a mask of the label set's kind."""
+    """An image with its truth. load: returns pixels (H, W, 3) uint8 RGB and a mask of the label set's kind.
+
+    uri: where it is, for messages. truth: what tells its mask from any other one, where a training is to know.
+    """
 
     image_id: int
     load: Callable[[], tuple[Array, Mask]]
+    uri: str = ""
+    truth: str = ""
 
 
 class Samples:
@@ -72,18 +77,27 @@ class Samples:
 
 
 def load_checked(image: LabeledImage, label_set: LabelSet) -> tuple[Array, Mask]:
-    """Pixels and mask of an image. Raises MaskError where the mask has another size or is none of the label set's."""
-    pixels, mask = image.load()
+    """Pixels and mask of an image.
+
+    Raises MaskError where the mask has another size or is none of the label set's, and the error of `load` where that
+    raises a DataError; each names the image.
+    """
+    try:
+        pixels, mask = image.load()
+        _require_same_size(pixels, mask)
+        label_set.check_mask(mask)
+    except DataError as error:
+        where = f" ({image.uri})" if image.uri else ""
+        raise type(error)(f"image {image.image_id}{where}: {error}") from error
+    return pixels, mask
+
+
+def _require_same_size(pixels: Array, mask: Mask) -> None:
     if mask.shape[-2:] != pixels.shape[:2]:
         raise MaskError(
-            f"image {image.image_id}: mask is {mask.shape[-1]}x{mask.shape[-2]}, the image is "
-            f"{pixels.shape[1]}x{pixels.shape[0]}: export the mask at the image's own size"
+            f"mask is {mask.shape[-1]}x{mask.shape[-2]}, the image is {pixels.shape[1]}x{pixels.shape[0]}: export the mask "
+            "at the image's own size"
         )
-    try:
-        label_set.check_mask(mask)
-    except MaskError as error:
-        raise MaskError(f"image {image.image_id}: {error}") from error
-    return pixels, mask
 
 
 def to_pixels(image: Array) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 
 from activeseg.core.calibration import Calibration, CalibrationFigures
 from activeseg.core.entropy import predicted_channels
-from activeseg.core.labels import LabelSet
+from activeseg.core.labels import LabelSet, Mask
 from activeseg.core.metrics import ConfusionMatrix, Counts, Metrics, OverlapCounts, Smoothed, smoothed
 from activeseg.errors import NotReadyError
 from activeseg.imaging.decode import resize_short_side
@@ -22,7 +23,28 @@ from activeseg.nn.infer import READERS, Loaded, at_size, batches_by_size, forwar
 from activeseg.nn.prefetch import map_ahead
 from activeseg.records import ClassMetric
 
-NumberedTruth = tuple[int, npt.NDArray[np.uint8]]
+PLANES_READERS = 2
+"""Threads that read where the truth is planes, which take the memory of an image for every few classes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """The mask of the image at a position of the images given, one bit for each pixel of its planes where it has planes."""
+
+    position: int
+    mask: npt.NDArray[np.uint8]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, position: int, mask: Mask) -> _Waiting:
+        return cls(position, np.packbits(mask) if mask.ndim == 3 else mask, mask.shape)
+
+    def channels(self, label_set: LabelSet) -> npt.NDArray[np.uint8]:
+        """The mask as `LabelSet.to_channels` gives it."""
+        if len(self.shape) == 2:
+            return label_set.to_channels(self.mask)
+        bits = np.unpackbits(self.mask, count=math.prod(self.shape))
+        return label_set.to_channels(bits.view(np.bool_).reshape(self.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,31 +97,33 @@ def evaluate(
         raise NotReadyError("no validation images: annotate some, or import them with `activeseg dataset import --split val`")
     sigmoid = segmenter.spec.head == "sigmoid"
     load = partial(_load_truth, segmenter)
-    loaded = map_ahead(load, enumerate(images), workers=READERS, ahead=2 * batch_size)
-    batches: Iterator[list[Loaded[NumberedTruth]]] = batches_by_size(loaded, batch_size)
-    tally = _Tally(segmenter.spec.label_set.num_classes, len(images), sigmoid=sigmoid)
+    readers = PLANES_READERS if segmenter.spec.label_set.overlap else READERS
+    loaded = map_ahead(load, enumerate(images), workers=readers, ahead=2 * batch_size)
+    batches: Iterator[list[Loaded[_Waiting]]] = batches_by_size(loaded, batch_size)
+    tally = _Tally(segmenter.spec.label_set, len(images), sigmoid=sigmoid)
     for batch in batches:
         logits = forward(segmenter, batch, device=device, precision=precision)
         for one, own in zip(batch, logits.unsqueeze(1), strict=True):
-            tally.add(*one.tag, at_size(own, one.size))
+            tally.add(one.tag, at_size(own, one.size))
     return tally.evaluation(tuple(image.image_id for image in images))
 
 
 class _Tally:
     """Sums over images, and the counts of each by its position."""
 
-    def __init__(self, num_classes: int, images: int, *, sigmoid: bool) -> None:
-        self.sigmoid = sigmoid
+    def __init__(self, label_set: LabelSet, images: int, *, sigmoid: bool) -> None:
+        num_classes = label_set.num_classes
+        self.label_set, self.sigmoid = label_set, sigmoid
         self.total: ConfusionMatrix | OverlapCounts = OverlapCounts(num_classes) if sigmoid else ConfusionMatrix(num_classes)
         self.calibration = Calibration(sigmoid=sigmoid)
         self.counts: Counts = np.zeros((images, 3, num_classes), np.int64)
 
-    def add(self, position: int, truth: npt.NDArray[np.uint8], logits: torch.Tensor) -> None:
-        """Count one image: truth as LabelSet.to_channels gives it, logits (1, C, H, W) of its size."""
-        true = torch.from_numpy(truth)[None]
+    def add(self, waiting: _Waiting, logits: torch.Tensor) -> None:
+        """Count one image: logits (1, C, H, W) of its mask's size."""
+        true = torch.from_numpy(waiting.channels(self.label_set))[None]
         before = self.total.counts
         self.total.update(predicted_channels(logits, sigmoid=self.sigmoid).cpu(), true)
-        self.counts[position] = self.total.counts - before
+        self.counts[waiting.position] = self.total.counts - before
         self.calibration.update(logits, true)
 
     def evaluation(self, image_ids: tuple[int, ...]) -> Evaluation:
@@ -114,9 +138,9 @@ class _Tally:
         )
 
 
-def _load_truth(segmenter: Segmenter, numbered: tuple[int, LabeledImage]) -> Loaded[NumberedTruth]:
+def _load_truth(segmenter: Segmenter, numbered: tuple[int, LabeledImage]) -> Loaded[_Waiting]:
     position, image = numbered
     pixels, mask = load_checked(image, segmenter.spec.label_set)
     resized = to_pixels(resize_short_side(pixels, segmenter.spec.input_policy.short_side))
     size = (pixels.shape[0], pixels.shape[1])
-    return Loaded((position, segmenter.spec.label_set.to_channels(mask)), resized, size)
+    return Loaded(_Waiting.of(position, mask), resized, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -21,16 +22,20 @@ from activeseg.config import TrainingSection
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.crops import draw_batch
-from activeseg.nn.data import LabeledImage, Samples, to_input
+from activeseg.nn.data import LabeledImage, Samples, load_checked, to_input
 from activeseg.nn.device import autocast, pick_precision
 from activeseg.nn.ema import MovingAverage
 from activeseg.nn.evaluate import evaluate
+from activeseg.nn.infer import READERS
 from activeseg.nn.losses import median_frequency_weights, segmentation_loss
 from activeseg.nn.prefetch import map_ahead
 from activeseg.nn.snapshot import Look, Progress, best_look
 
 POLY_POWER = 0.9
 """Exponent of the learning rate's decay to 0 (Chen et al., DeepLab, 2016)."""
+
+WITHOUT_EFFECT = frozenset({"min_train", "retrain_after", "retrain_days", "save_every"})
+"""Keys of [training] that cannot change the weights: an unfinished training may go on where they differ."""
 
 # The crops have streams 0 and 1.
 _DROPOUT = 2
@@ -66,17 +71,20 @@ def fit(
     precision: str = "auto",
     validation: Sequence[LabeledImage] = (),
     state: Path | None = None,
+    run: str = "",
     on_step: Callable[[int, float], None] | None = None,
 ) -> FitResult:
     """Train segmenter.module in place, from the weights it has, and leave the best weights in it.
 
     The same weights, images, config and device give the same weights, bit for bit on CPUs, also where an earlier process
-    was killed and left its state in the file `state`. The caller deletes that file when it has stored the result. The global
-    random state and the module's training flag stay as they were. on_step: called with (steps done, loss) after each.
+    was killed and left its state in the file `state`. run: what tells this training from others that may have left a state
+    there. The caller deletes that file when it has stored the result. The global random state and the module's training
+    flag stay as they were. on_step: called with (steps done, loss) after each.
 
     Without `validation` there are no looks, and the last weights are kept.
 
-    Raises NotReadyError without images, MaskError for a mask that does not fit, ConfigError where training diverges.
+    Raises NotReadyError without images, ConfigError where training diverges, and, before the first step, the error of an
+    image or mask that cannot be read or does not fit.
     """
     if not images:
         raise NotReadyError("no annotated images to train on: annotate some, or import them with `activeseg dataset import`")
@@ -84,9 +92,10 @@ def fit(
     steps = config.planned_steps(len(images))
     policy = segmenter.spec.input_policy
     samples = Samples(images, segmenter.spec.label_set, policy)
+    _require_readable(samples, validation)
     weights = median_frequency_weights(samples).to(device) if config.class_weights == "median_frequency" else None
     progress = _begin(segmenter.module.to(device), config, device, precision)
-    identity = _identity(segmenter, images, validation, config)
+    identity = _identity(segmenter, images, validation, config, run)
     refused = progress.resume(state, identity) if state else None
     resumed_at = progress.step
     with (
@@ -113,16 +122,31 @@ def fit(
                 progress.save(state, identity)
             if on_step is not None:
                 on_step(step + 1, progress.losses[-1])
+    kept_step = progress.keep()
+    _require_finite(progress.module, kept_step, config)
     return FitResult(
         losses=tuple(progress.losses),
         steps=progress.step,
         seconds=time.monotonic() - started,
         looks=tuple(progress.looks),
-        kept_step=progress.keep(),
+        kept_step=kept_step,
         stopped="all steps done" if progress.step == steps else f"{config.patience} looks without a better one",
         resumed_at=resumed_at,
         refused=refused,
     )
+
+
+def _require_readable(samples: Samples, validation: Sequence[LabeledImage]) -> None:
+    """Load everything once: a broken image is told now and not after hours, when its turn comes or at the first look."""
+    check = partial(load_checked, label_set=samples.label_set)
+    _exhaust(map_ahead(samples.__getitem__, range(len(samples)), workers=READERS, ahead=2 * READERS))
+    _exhaust(map_ahead(check, validation, workers=READERS, ahead=2 * READERS))
+
+
+def _exhaust(results: Generator[object, None, None]) -> None:
+    with closing(results):
+        for _ in results:
+            pass
 
 
 def _begin(module: nn.Module, config: TrainingSection, device: torch.device, precision: str) -> Progress:
@@ -133,15 +157,20 @@ def _begin(module: nn.Module, config: TrainingSection, device: torch.device, pre
 
 
 def _identity(
-    segmenter: Segmenter, images: Sequence[LabeledImage], validation: Sequence[LabeledImage], config: TrainingSection
+    segmenter: Segmenter,
+    images: Sequence[LabeledImage],
+    validation: Sequence[LabeledImage],
+    config: TrainingSection,
+    run: str,
 ) -> str:
     """What must be the same for a saved state to be of this very training."""
     described = {
         "version": __version__,
         "spec": segmenter.spec.as_dict(),
-        "config": config.model_dump(mode="json"),
-        "images": [image.image_id for image in images],
-        "validation": [image.image_id for image in validation],
+        "run": run,
+        "config": config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT)),
+        "images": [(image.image_id, image.truth) for image in images],
+        "validation": [(image.image_id, image.truth) for image in validation],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -193,18 +222,30 @@ def _descend(progress: Progress, loss: Tensor, config: TrainingSection) -> float
     progress.optimizer.zero_grad()
     progress.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     progress.scaler.unscale_(progress.optimizer)
-    norm = nn.utils.clip_grad_norm_(progress.module.parameters(), config.clip_norm) if config.clip_norm else loss.detach()
+    # Without a limit nothing is scaled; the norm says whether all gradients are finite.
+    norm = nn.utils.clip_grad_norm_(progress.module.parameters(), config.clip_norm or math.inf)
     value, gradient = torch.stack([loss.detach(), norm]).tolist()
     # In float16 a gradient overflows now and then; the scaler then leaves the step out and takes a smaller scale.
     overflow = progress.scaler.is_enabled() and progress.scaler.get_scale() > 1
     if not np.isfinite(value) or not (np.isfinite(gradient) or overflow):
-        raise ConfigError(
-            f"training diverged at step {progress.step + 1} (loss {value}, gradient norm {gradient}): lower "
-            f"[training] learning_rate (now {config.learning_rate}) or start from other weights"
-        )
+        raise _diverged(progress.step + 1, f"loss {value}, gradient norm {gradient}", config)
     progress.scaler.step(progress.optimizer)
     progress.scaler.update()
     return float(value)
+
+
+def _require_finite(module: nn.Module, step: int, config: TrainingSection) -> None:
+    """The last step's weights went through no later loss that would tell. step: the one they are of."""
+    floats = [value for value in module.state_dict().values() if value.is_floating_point()]
+    if not torch.stack([value.isfinite().all() for value in floats]).all():
+        raise _diverged(step, "its weights are not finite", config)
+
+
+def _diverged(step: int, signs: str, config: TrainingSection) -> ConfigError:
+    return ConfigError(
+        f"training diverged at step {step} ({signs}): lower [training] learning_rate (now {config.learning_rate}) or start "
+        "from other weights"
+    )
 
 
 def _every(interval: int, step: int) -> bool:

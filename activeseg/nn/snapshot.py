@@ -8,6 +8,7 @@ import math
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,20 @@ class Progress:
         return best.step if best else self.step
 
     def save(self, file: Path, identity: str) -> None:
-        """Replace `file` by this state, at once or not at all. identity: what the training is, see `resume`."""
+        """Replace `file` by this state, at once or not at all. identity: what the training is, see `resume`.
+
+        Where it cannot be written (a full disk), that is told in the log and nothing else happens: a training is worth
+        more than its state.
+        """
         meta = {"identity": identity, "step": self.step, "losses": self.losses, "scaler": self.scaler.state_dict()}
         meta["looks"] = [asdict(look) for look in self.looks]
         momentum = {name: self.optimizer.state[value].get("momentum_buffer") for name, value in self._parameters()}
         held = {name: value for name, value in momentum.items() if value is not None}
-        _write(file, self._live() | _named("momentum", held) | _named("best", self.best), meta)
+        try:
+            _write(file, self._live() | _named("momentum", held) | _named("best", self.best), meta)
+        except (OSError, safetensors.SafetensorError) as error:
+            problem = f"the state of the training after step {self.step} could not be saved to {file} ({error})"
+            logging.getLogger(__name__).warning("%s; it goes on without", problem)
 
     def resume(self, file: Path, identity: str) -> str | None:
         """Go on from `file` where it is there; returns why it was refused where it could not be used, else None.
@@ -137,10 +146,14 @@ def _write(file: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> N
     described = json.dumps(meta | {"crc32": _checksum(plain)})
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + ".unfinished")
-    safetensors.torch.save_file(plain, unfinished, metadata={_KEY: described})
-    with unfinished.open("rb") as stream:
-        os.fsync(stream.fileno())
-    unfinished.replace(file)
+    try:
+        safetensors.torch.save_file(plain, unfinished, metadata={_KEY: described})
+        with unfinished.open("rb") as stream:
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

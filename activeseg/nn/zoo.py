@@ -158,7 +158,7 @@ def published_weights(architecture: str) -> Mapping[str, Tensor]:
     """
     found = _find(architecture)
     weights = _segmentation_weights(architecture) if found.published else get_model_weights(found.backbone).IMAGENET1K_V1
-    remedy = "import a file with `activeseg weights import FILE` and name it in [model] weights"
+    remedy = "bring the file: `activeseg weights import FILE` trains from it, `activeseg weights adopt FILE` uses it as it is"
     return download(weights, architecture, remedy)
 
 

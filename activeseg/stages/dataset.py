@@ -15,11 +15,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.db import images, truth
 from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Split
 from activeseg.errors import ConfigError, DataError, MaskError, NotReadyError
+from activeseg.imaging.class_folders import class_folders, png_masks
 from activeseg.imaging.decode import ImageInfo, probe
 from activeseg.imaging.masks import decode_mask, decode_plane
 from activeseg.records import StageReport
@@ -48,6 +50,7 @@ class _MaskFiles:
 
     folder: Path
     label_set: LabelSet
+    max_pixels: int
 
     @cached_property
     def files(self) -> dict[str, dict[int, Path]]:
@@ -58,10 +61,10 @@ class _MaskFiles:
         if not self.folder.is_dir():
             raise ConfigError(f"mask folder {self.folder} does not exist")
         if not self.label_set.overlap:
-            return {stem: {0: path} for stem, path in _pngs(self.folder).items()}
+            return {stem: {0: path} for stem, path in _index_masks(self.folder, self.label_set).items()}
         found: dict[str, dict[int, Path]] = {}
-        for index, folder in _class_folders(self.folder, self.label_set).items():
-            for stem, path in _pngs(folder).items():
+        for index, folder in class_folders(self.folder, self.label_set).items():
+            for stem, path in png_masks(folder).items():
                 found.setdefault(stem, {})[index] = path
         return found
 
@@ -70,14 +73,14 @@ class _MaskFiles:
         paths = self.files.get(stem)
         if paths is None:
             raise MaskError(f"no mask {stem}.png" + (_NOWHERE if self.label_set.overlap else ""))
-        return self._planes(paths, size) if self.label_set.overlap else _indices(paths[0], size)
+        return self._planes(paths, size) if self.label_set.overlap else self._indices(paths[0], size)
 
     def _planes(self, paths: dict[int, Path], size: tuple[int, int]) -> tuple[Mask, str]:
         mask, digest = np.zeros((len(self.label_set.names), *size), np.bool_), hashlib.sha256()
         for index, path in sorted(paths.items()):
             content, name = path.read_bytes(), f"{path.parent.name}/{path.name}"
             try:
-                plane = decode_plane(content)
+                plane = decode_plane(content, max_pixels=self.max_pixels)
             except MaskError as error:
                 raise MaskError(f"{name}: {error}") from error
             _check_size(plane, size, name)
@@ -85,34 +88,27 @@ class _MaskFiles:
             digest.update(f"{index} {hashlib.sha256(content).hexdigest()}\n".encode())
         return mask, digest.hexdigest()
 
-
-def _indices(path: Path, size: tuple[int, int]) -> tuple[Mask, str]:
-    content = path.read_bytes()
-    mask = decode_mask(content)
-    _check_size(mask, size, path.name)
-    return mask, hashlib.sha256(content).hexdigest()
-
-
-def _pngs(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".png"}
-
-
-def _class_folders(folder: Path, label_set: LabelSet) -> dict[int, Path]:
-    """Class index -> its folder; a slash in a name, which no folder can have, is an underscore there."""
-    known = {name.replace("/", "_"): index for index, name in enumerate(label_set.names)}
-    folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")}
-    unknown = [name for name in folders if name not in known]
-    if unknown or not folders:
-        raise ConfigError(
-            f"mask folder {folder}: expected a folder of masks for each class ({', '.join(known)}), because [labels] "
-            f"overlap is on; got {', '.join(unknown) or 'none'}"
-        )
-    return {known[name]: path for name, path in folders.items()}
+    def _indices(self, path: Path, size: tuple[int, int]) -> tuple[Mask, str]:
+        content = path.read_bytes()
+        mask = decode_mask(content, max_pixels=self.max_pixels)
+        _check_size(mask, size, path.name)
+        return mask, hashlib.sha256(content).hexdigest()
 
 
 def _check_size(mask: Mask, size: tuple[int, int], name: str) -> None:
     if mask.shape != size:
         raise MaskError(f"mask {name} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}")
+
+
+def _index_masks(folder: Path, label_set: LabelSet) -> dict[str, Path]:
+    files = png_masks(folder)
+    named = [name for name in label_set.names if (folder / name.replace("/", "_")).is_dir()]
+    if named and not files:
+        raise ConfigError(
+            f"mask folder {folder} holds no mask, but folders named like classes ({', '.join(named)}): set [labels] overlap "
+            "to true where classes overlap, or name a folder of index masks"
+        )
+    return files
 
 
 def import_dataset(
@@ -122,15 +118,17 @@ def import_dataset(
 
     Where classes overlap, `mask_folder` holds a folder for each class, named like it, with masks `<name>.png` of 0 (no) and
     anything else (yes). A class without a file for an image is absent from it; an image without any file does not fit.
+    The ignored class needs no folder.
 
     split: train, val or test; None answers open queries: the images must be in the pool already and go to a split when
     the loop assigns one. Importing the same pair again writes nothing; a changed mask is a new version that counts from
     then on. A pair that does not fit (unreadable image, mask missing, of another size or with unknown values) is left
     out, counted as failed and listed with its reason in the report; a bad image also gets its quarantine row.
-    Raises ConfigError where a folder is missing or is that of no class, NotReadyError where there is not one image.
+    Raises ConfigError where a folder (also that of a class) is missing, is that of no class or is laid out for the other
+    [labels] overlap, NotReadyError where there is not one image.
     """
     started = time.monotonic()
-    masks = _MaskFiles(mask_folder, workspace.label_set)
+    masks = _MaskFiles(mask_folder, workspace.label_set, workspace.settings.pool.max_pixels)
     known, source = masks.files, open_source(image_folder)
     counts, problems = Counter[str](), {}
     for file in source.files():
@@ -162,6 +160,7 @@ def _store(workspace: Workspace, pair: _Pair, split: Split | None, annotator: st
         if image is None:
             if split is None:
                 raise DataError("not in the pool: run `activeseg pool sync` first, or name a split")
+            _supersede(session, pair.uri, split)
             image = Image(
                 uri=pair.uri, sha256=pair.sha256, size_bytes=pair.size, width=pair.info.width, height=pair.info.height,
                 split=split, status=ImageStatus.ACTIVE,
@@ -187,6 +186,15 @@ def _store(workspace: Workspace, pair: _Pair, split: Split | None, annotator: st
             ),
         )
     return "written"
+
+
+def _supersede(session: Session, uri: str, split: Split) -> None:
+    """The file has another content now: what it held before can be read no more, and must not be asked for."""
+    former = [image for image in images.by_uri(session, [uri]).get(uri, []) if image.status == ImageStatus.ACTIVE]
+    for image in former:
+        if image.split != split:
+            _check_move(image, split)
+    images.retire(session, [image.id for image in former], ImageStatus.SUPERSEDED)
 
 
 def _check_move(image: Image, split: Split) -> None:

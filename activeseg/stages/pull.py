@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from activeseg.core.labels import LabelSet
+from activeseg.core.labels import Mask
 from activeseg.core.masks import changed_share
 from activeseg.db import labeling, truth
 from activeseg.db.labeling import KnownTask
-from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject, LabelSetRow
-from activeseg.errors import AnnotationError, DataError
+from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject
+from activeseg.errors import DataError
 from activeseg.labelstudio.client import LabelStudioClient, TaskStamp
 from activeseg.labelstudio.regions import result_to_mask
 from activeseg.labelstudio.registration import open_project
@@ -33,11 +33,13 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
     """Collect what changed since the last pull; with `full`, compare everything.
 
     New and edited annotations become rows, skipped ones say so, deleted ones are marked, tasks deleted on the server
-    give their images back to the pool. Tasks left in a former project (another title) are collected too. An annotation
-    that does not fit its image is quarantined with the reason. Commits task by task; the cursor moves after each block.
-    Pulling twice writes nothing new.
+    give their images back to the pool. Tasks left in a former project (another title) are collected too, unless it was
+    made with another [labels] overlap: there they stay as they are, counted and told in the report's problems, and are
+    pulled once that is restored. An annotation that does not fit its image is quarantined with the reason. Commits task
+    by task; the cursor moves after each block. Pulling twice writes nothing new.
     """
     started, counts = time.monotonic(), Counter[str]()
+    problems: dict[str, str] = {}
     project = open_project(workspace, client)
     with workspace.database.read() as session:
         former = labeling.others_with_open_tasks(session, project.id)
@@ -47,14 +49,25 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
             # Deleted, or a rebuilt server: what was open there will never be answered.
             counts["tasks deleted"] += _give_up_tasks(workspace, one, set())
             continue
-        since = None if full or one.pulled_until is None else one.pulled_until - OVERLAP
-        stamps = client.changed_tasks(one.external_project_id, since)
-        for start in range(0, len(stamps), BLOCK):
-            _pull_block(workspace, client, one, stamps[start : start + BLOCK], counts)
+        if (unlike := _drawn_otherwise(workspace, one)) is not None:
+            counts["tasks left alone"] += _count_waiting(workspace, one)
+            problems[f"Label Studio project {one.external_project_id} {one.title!r}"] = unlike
+        else:
+            _pull_project(workspace, client, one, full, counts)
         counts["tasks deleted"] += _give_up_tasks(workspace, one, set(client.task_ids(one.external_project_id)))
     written = sum(counts[name] for name in ("valid", "skipped", "deleted", "tasks deleted"))
-    details = {name: count for name, count in counts.items() if count}
+    details: dict[str, Any] = {name: count for name, count in counts.items() if count}
+    details |= {"problems": problems} if problems else {}
     return StageReport("pull", written, counts["quarantined"], time.monotonic() - started, details)
+
+
+def _pull_project(
+    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, full: bool, counts: Counter[str]
+) -> None:
+    since = None if full or project.pulled_until is None else project.pulled_until - OVERLAP
+    stamps = client.changed_tasks(project.external_project_id, since)
+    for start in range(0, len(stamps), BLOCK):
+        _pull_block(workspace, client, project, stamps[start : start + BLOCK], counts)
 
 
 def _pull_block(
@@ -121,26 +134,44 @@ def _attach_mask(
     workspace: Workspace, project: LabelingProject, ours: KnownTask, item: Mapping[str, Any], row: Annotation
 ) -> None:
     try:
-        _require_same_kind(workspace, project)
         drawn = result_to_mask(item["result"], workspace.label_set, width=ours.width, height=ours.height)
         stored = workspace.store_mask(drawn.mask)
     except DataError as error:
         row.status, row.reason = AnnotationStatus.QUARANTINED, str(error)[:500]
         return
     row.status, row.mask_location, row.mask_sha256 = AnnotationStatus.VALID, stored.location, stored.sha256
-    if ours.prediction_location:
-        row.changed_share = changed_share(workspace.read_mask(ours.prediction_location), drawn.mask)
+    row.changed_share = _changed_share(workspace, ours, drawn.mask)
 
 
-def _require_same_kind(workspace: Workspace, project: LabelingProject) -> None:
-    """Regions of a former project mean something else where classes exclude each other there and overlap here."""
+def _changed_share(workspace: Workspace, ours: KnownTask, mask: Mask) -> float | None:
+    """How much differs from the mask that was shown; None where there was none, or none of today's classes."""
+    if ours.prediction_location is None:
+        return None
+    try:
+        shown = workspace.read_mask(ours.prediction_location)
+    except DataError:
+        return None
+    return changed_share(shown, mask) if shown.shape == mask.shape else None
+
+
+def _drawn_otherwise(workspace: Workspace, project: LabelingProject) -> str | None:
+    """Why nothing of a project can be read: a region means something else where classes overlap and where they do not.
+
+    Rows of such annotations would count as pulled, and their masks would be lost when [labels] overlap is restored.
+    """
     with workspace.database.read() as session:
-        drawn_for = LabelSet.from_dict(session.get_one(LabelSetRow, project.label_set_id).definition)
-    if drawn_for.overlap != workspace.label_set.overlap:
-        raise AnnotationError(
-            f"drawn for the classes {drawn_for.sentence()}; [labels] has {workspace.label_set.sentence()}: "
-            "restore [labels] overlap, or annotate the image again in the new project"
-        )
+        drawn_for = labeling.label_set_of(session, project)
+    if drawn_for.overlap == workspace.label_set.overlap:
+        return None
+    return (
+        f"drawn for the classes {drawn_for.sentence()}; [labels] has {workspace.label_set.sentence()}: restore [labels] "
+        "overlap, or delete the old project in Label Studio; its images then return to the pool"
+    )
+
+
+def _count_waiting(workspace: Workspace, project: LabelingProject) -> int:
+    with workspace.database.read() as session:
+        return labeling.count_open_tasks(session, project.id)
 
 
 def _annotator(completed_by: Any) -> str | None:

@@ -33,7 +33,7 @@ from activeseg.db.models import (
     Task,
     TaskStatus,
 )
-from activeseg.errors import LabelStudioDoubt, NotReadyError
+from activeseg.errors import DataError, LabelStudioDoubt, NotReadyError
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.labeling import MaskKind
@@ -59,6 +59,7 @@ class _Shown:
     task: Task
     query: Query
     image: ImageRef
+    size: tuple[int, int]
     prediction: Prediction | None
     doubtful: tuple[str, ...]
 
@@ -67,7 +68,8 @@ def predict_round(workspace: Workspace, round_id: int, *, pre_annotator: PreAnno
     """Draw and store the masks and entropy maps of a round's waiting queries; those that exist are kept.
 
     A bootstrap round has none, or those of `pre_annotator`; the report counts and lists the images it leaves without.
-    Images that cannot be read any more are quarantined and their queries withdrawn.
+    Images that cannot be read any more are quarantined and their queries withdrawn. Raises LabelSetMismatch where the
+    round's checkpoint knows other classes than are configured, although its masks are stored already.
     """
     started = time.monotonic()
     with workspace.database.read() as session:
@@ -75,6 +77,8 @@ def predict_round(workspace: Workspace, round_id: int, *, pre_annotator: PreAnno
         waiting = [ref for _, ref in rounds.queries(session, round_id, QueryStatus.SELECTED)]
         source = source_of(checkpoint) if checkpoint else pre_annotator.source if pre_annotator else None
         known = labeling.predictions_of(session, source, [ref.image_id for ref in waiting]) if source else {}
+    if checkpoint is not None:
+        checkpoints.require_labels(checkpoint, workspace.label_set)
     work = [ref for ref in waiting if ref.image_id not in known] if source else []
     failures: dict[int, str] = {}
     without: dict[int, str] = {}
@@ -121,7 +125,7 @@ def push_round(
     _upload(workspace, client, project, shown)
     sent = _send(workspace, client, project, shown, on_progress)
     # Before the round counts as pushed: whatever fails here is done again by the next run.
-    if source is not None:
+    if source is not None and _is_shown(workspace, project, source):
         client.set_model_version(project.external_project_id, shown_version(source))
     client.ensure_tab(project.external_project_id, TAB_TITLE, ["tasks:data.order"])
     with workspace.database.write() as session:
@@ -168,9 +172,14 @@ def _shown_source(workspace: Workspace, round_id: int, pre_annotation: str | Non
         if checkpoints.champion(session) is not None:
             return None  # it came since; its own masks follow with the next refresh
         asked = [ref.image_id for _, ref in rounds.queries(session, round_id)]
-        found = pre_annotation or labeling.latest_pre_annotation(session, row.opened_at, asked)
-        # Label Studio refuses to show a model version that no task has.
-        return found if found and labeling.predictions_of(session, found, asked) else None
+        return pre_annotation or labeling.latest_pre_annotation(session, asked)
+
+
+def _is_shown(workspace: Workspace, project: LabelingProject, source: str) -> bool:
+    """Label Studio refuses to show a model version that no task has."""
+    with workspace.database.read() as session:
+        versions = {shown_version(known) for known in labeling.shown_sources(session, project.id)}
+    return shown_version(source) in versions
 
 
 def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source: str | None) -> list[_Shown]:
@@ -180,7 +189,9 @@ def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source:
         if row.status != RoundStatus.SELECTED:
             return []
         waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
-        predictions = labeling.predictions_of(session, source, [ref.image_id for _, ref in waiting]) if source else {}
+        asked = [ref.image_id for _, ref in waiting]
+        predictions = labeling.predictions_of(session, source, asked) if source else {}
+        sizes = labeling.image_sizes(session, asked)
         shown = []
         for query, ref in waiting:
             prediction = predictions.get(ref.image_id)
@@ -192,7 +203,8 @@ def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source:
                 status=TaskStatus.PLANNED,
             )
             doubtful = _doubtful(workspace, session, row, ref)
-            shown.append(_Shown(labeling.plan_task(session, task), query, ref, prediction, doubtful))
+            planned = labeling.plan_task(session, task)
+            shown.append(_Shown(planned, query, ref, sizes[ref.image_id], prediction, doubtful))
     return [item for item in shown if item.task.status == TaskStatus.PLANNED]
 
 
@@ -267,20 +279,36 @@ def _send(
 def _payload(workspace: Workspace, project: LabelingProject, item: _Shown, before: int, size: int) -> dict[str, Any]:
     if item.task.image_url is None:
         raise NotReadyError(f"image {item.image.image_id} was not uploaded")
-    order = before + item.query.shown_order
-    if item.prediction is None:
-        return task_payload(item.task.key, item.task.image_url, order=order, sha256=item.image.sha256)
-    mask = workspace.read_mask(item.prediction.mask_location, item.prediction.mask_sha256)
-    kind: MaskKind = "bitmask" if project.mask_kind == "bitmask" else "brush"
+    prediction, result = item.prediction, _result(workspace, project, item)
+    if prediction is not None and result is None:
+        prediction = None
+        with workspace.database.write() as session:
+            labeling.leave_without_prediction(session, item.task.id)
     return task_payload(
         item.task.key,
         item.task.image_url,
         item.task.entropy_url,
-        order=order,
+        order=before + item.query.shown_order,
         sha256=item.image.sha256,
         doubtful=item.doubtful,
-        result=mask_to_result(mask, workspace.label_set, kind=kind),
+        result=result or (),
         score=confidence_of_order(item.query.shown_order, size),
-        model_version=shown_version(item.prediction.source),
-        rough=item.prediction.checkpoint_id is None,
+        model_version=shown_version(prediction.source) if prediction else None,
+        rough=prediction is not None and prediction.checkpoint_id is None,
+        overlap=workspace.label_set.overlap,
     )
+
+
+def _result(workspace: Workspace, project: LabelingProject, item: _Shown) -> list[dict[str, Any]] | None:
+    """The regions a task shows; None without a prediction and for a stored mask that is none of this image (any more).
+
+    It was stored before [labels] changed, or its file is damaged: the person draws, and the push goes on.
+    """
+    if item.prediction is None:
+        return None
+    kind: MaskKind = "bitmask" if project.mask_kind == "bitmask" else "brush"
+    try:
+        mask = workspace.read_mask(item.prediction.mask_location, item.prediction.mask_sha256)
+        return mask_to_result(mask, workspace.label_set, kind=kind) if mask.shape[-2:] == item.size else None
+    except DataError:
+        return None

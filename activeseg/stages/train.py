@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg import __version__
-from activeseg.config import ModelSection, Settings, TrainingSection
-from activeseg.core.labels import LabelSet
+from activeseg.config import ModelSection, Settings
 from activeseg.db import checkpoints, images, truth
-from activeseg.db.models import Checkpoint, LabelSetRow, Split, TrainingRun, TrainingStatus
+from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
-from activeseg.db.truth import AnnotatedImage
-from activeseg.errors import CheckpointError, LabelSetMismatch, NotReadyError
+from activeseg.errors import CheckpointError, DataError, NotReadyError
+from activeseg.evaluations import labeled_images, require_same_masks
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, checkpoint_bytes, load_checkpoint, new_segmenter, read_weights
-from activeseg.nn.data import LabeledImage
 from activeseg.nn.device import describe_device, pick_device, pick_precision
-from activeseg.nn.fit import FitResult, fit
+from activeseg.nn.fit import WITHOUT_EFFECT, FitResult, fit
 from activeseg.nn.snapshot import best_look
 from activeseg.nn.zoo import load_pretrained
 from activeseg.records import InputPolicy, StageReport
@@ -31,20 +31,24 @@ from activeseg.workspace import Workspace
 # A curve of this many points is enough to see how a training went.
 HISTORY_POINTS = 100
 
+LEFTOVER_DAYS = 14
+"""Saved states this old are removed, whoever left them; several databases may share the folder."""
+
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps planned)."""
 
 
 def train_challenger(workspace: Workspace, *, reason: str, on_progress: Progress | None = None) -> StageReport:
     """Train a checkpoint and store it. An interrupted training goes on from its last saved state, on its own annotations
-    and configuration.
+    and configuration; so does one that a broken image or mask ended, where all is as it was.
 
-    Raises NotReadyError below [training] min_train images, CheckpointError for initial weights that do not fit. What
-    went wrong also stands in the run's row.
+    Raises NotReadyError below [training] min_train images, LabelSetMismatch for masks of other classes, DataError for an
+    image or mask that cannot be read, CheckpointError for initial weights that do not fit. What went wrong also stands in
+    the run's row.
     """
     started = time.monotonic()
-    run = _open_run(workspace, reason)
-    _remove_states(workspace, keep=run)
+    run = _interrupted(workspace) or _open_run(workspace, reason)
+    _remove_leftovers(workspace, keep=run)
     try:
         checkpoint, result = _run(workspace, run, on_progress)
     except Exception as error:
@@ -53,9 +57,10 @@ def train_challenger(workspace: Workspace, *, reason: str, on_progress: Progress
             held = session.get_one(TrainingRun, run.id)
             held.status, held.ended_at = TrainingStatus.FAILED, now()
             held.error = (str(error) or type(error).__name__)[:1000]
-        _remove_states(workspace)
+        if not isinstance(error, DataError):  # a file can be put back, see _stopped_by_data
+            _remove_state(workspace, run)
         raise
-    _remove_states(workspace)
+    _remove_state(workspace, run)
     return StageReport("train", 1, 0, time.monotonic() - started, _details(checkpoint, run, result))
 
 
@@ -73,34 +78,92 @@ def _details(checkpoint: Checkpoint, run: TrainingRun, result: FitResult) -> dic
     return details | ({"problem": result.refused} if result.refused else {})
 
 
+def _identity(run: TrainingRun) -> str:
+    """What tells a run from all others: numbers begin again in every database."""
+    return f"{run.id} {run.started_at.isoformat()}"
+
+
 def _state_file(workspace: Workspace, run: TrainingRun) -> Path:
-    return workspace.artifacts.root / "training" / f"{run.id}.safetensors"
+    digest = hashlib.sha256(_identity(run).encode()).hexdigest()
+    return workspace.artifacts.root / "training" / f"{run.id}-{digest[:8]}.safetensors"
 
 
-def _remove_states(workspace: Workspace, *, keep: TrainingRun | None = None) -> None:
-    """Saved states of trainings that ended or were given up; only one training is under way at a time."""
-    kept = _state_file(workspace, keep) if keep else None
-    for file in (workspace.artifacts.root / "training").glob("*.safetensors*"):
-        if file != kept:
-            file.unlink(missing_ok=True)
+def _remove_state(workspace: Workspace, run: TrainingRun) -> None:
+    """A run's saved state, also where a kill left it unfinished."""
+    state = _state_file(workspace, run)
+    for file in state.parent.glob(f"{state.name}*"):
+        file.unlink(missing_ok=True)
+
+
+def _remove_leftovers(workspace: Workspace, *, keep: TrainingRun) -> None:
+    kept, oldest = _state_file(workspace, keep), time.time() - LEFTOVER_DAYS * 24 * 3600
+    for file in kept.parent.glob("*.safetensors*"):
+        with suppress(FileNotFoundError):  # another process may remove it too
+            if file != kept and file.stat().st_mtime < oldest:
+                file.unlink()
+
+
+def _interrupted(workspace: Workspace) -> TrainingRun | None:
+    """A run whose process died, to go on with. Where it cannot, it is given up, in a transaction of its own: it must not
+    come back when there is no other to take its place."""
+    with workspace.database.write() as session:
+        run = checkpoints.interrupted_training(session)
+        changed = _what_changed(workspace, session, run) if run else None
+        if run is None or changed is None:
+            return run
+        run.status, run.ended_at = TrainingStatus.FAILED, now()
+        run.error = f"given up: it was interrupted, and the {changed} changed since"
+    _remove_state(workspace, run)
+    return None
+
+
+def _what_changed(workspace: Workspace, session: Session, run: TrainingRun) -> str | None:
+    """What keeps a run from going on, or None."""
+    if run.label_set_id != images.label_set_row(session, workspace.label_set).id:
+        return "classes"
+    sections = _sections(workspace.settings)
+    begun_with = _that_matter({name: run.configuration.get(name) for name in sections})
+    same = run.code_version == __version__ and begun_with == _that_matter(sections)
+    return None if same else "settings or the version"
+
+
+def _sections(settings: Settings) -> dict[str, Any]:
+    return {"training": settings.training.model_dump(mode="json"), "model": settings.model.model_dump(mode="json")}
+
+
+def _that_matter(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without the keys that cannot change the weights."""
+    without_effect = {"training": WITHOUT_EFFECT, "model": {"device"}}
+    return configuration | {
+        section: {key: value for key, value in (configuration.get(section) or {}).items() if key not in left_out}
+        for section, left_out in without_effect.items()
+    }
+
+
+def _stopped_by_data(
+    session: Session, workspace: Workspace, planned: TrainingRun, annotations: list[int]
+) -> TrainingRun | None:
+    """The latest run, if a broken image or mask ended it and `planned` would be the same one: it goes on from its state."""
+    last = session.scalar(sa.select(TrainingRun).order_by(TrainingRun.id.desc()).limit(1))
+    if last is None or last.status != TrainingStatus.FAILED or not _state_file(workspace, last).is_file():
+        return None
+    same = (
+        (last.code_version, last.label_set_id) == (planned.code_version, planned.label_set_id)
+        and _that_matter(last.configuration) == _that_matter(planned.configuration)
+        and checkpoints.annotations_of(session, last.id) == sorted(annotations)
+    )
+    if not same:
+        return None
+    last.status, last.ended_at, last.error = TrainingStatus.RUNNING, None, None
+    return last
 
 
 def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
     settings = workspace.settings
     with workspace.database.write() as session:
-        interrupted = checkpoints.interrupted_training(session)
-        sections = {
-            "training": settings.training.model_dump(mode="json"),
-            "model": settings.model.model_dump(mode="json"),
-        }
-        if interrupted is not None and {key: interrupted.configuration.get(key) for key in sections} == sections:
-            return interrupted
-        if interrupted is not None:
-            interrupted.status, interrupted.ended_at = TrainingStatus.FAILED, now()
-            interrupted.error = "given up: it was interrupted, and the settings changed since"
-        labeled = truth.current(session, split=Split.TRAIN)
+        labeled, validation = truth.current(session, split=Split.TRAIN), truth.current(session, split=Split.VAL)
         label_set_id = images.label_set_row(session, workspace.label_set).id
-        _require_same_classes(session, labeled, workspace.label_set)
+        require_same_masks(session, [*labeled, *validation], workspace.label_set)
         needed = settings.training.min_train
         if len(labeled) < needed:
             raise NotReadyError(
@@ -108,30 +171,19 @@ def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
                 "annotate more or import some with `activeseg dataset import`"
             )
         parent = checkpoints.champion(session) if settings.training.start == "champion" else None
-        validation = truth.current(session, split=Split.VAL)
         run = TrainingRun(
             status=TrainingStatus.RUNNING,
             reason=reason[:200],
-            configuration=sections
+            configuration=_sections(settings)
             | {"start": _start(settings, parent), "validation": [item.annotation_id for item in validation]},
             code_version=__version__,
             label_set_id=label_set_id,
             parent_id=parent.id if parent else None,
             num_images=len(labeled),
         )
-        return checkpoints.start_training(session, run, [item.annotation_id for item in labeled])
-
-
-def _require_same_classes(session: Session, labeled: list[AnnotatedImage], label_set: LabelSet) -> None:
-    """Masks hold class numbers: drawn for other classes, they would teach the wrong ones without a sound."""
-    for row_id in {item.label_set_id for item in labeled}:
-        drawn_for = LabelSet.from_dict(session.get_one(LabelSetRow, row_id).definition)
-        if not drawn_for.same_classes(label_set):
-            number = sum(item.label_set_id == row_id for item in labeled)
-            raise LabelSetMismatch(
-                f"{number} annotations were drawn for the classes {drawn_for.sentence()}, [labels] has "
-                f"{label_set.sentence()}: restore the list, or start a new database and import the masks again"
-            )
+        annotations = [item.annotation_id for item in labeled]
+        stopped = _stopped_by_data(session, workspace, run, annotations)
+        return stopped or checkpoints.start_training(session, run, annotations)
 
 
 def _start(settings: Settings, parent: Checkpoint | None) -> dict[str, Any]:
@@ -144,8 +196,8 @@ def _start(settings: Settings, parent: Checkpoint | None) -> dict[str, Any]:
 
 
 def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -> tuple[Checkpoint, FitResult]:
-    training = TrainingSection.model_validate(run.configuration["training"])
-    model = ModelSection.model_validate(run.configuration["model"])
+    # As the run began with them, but for what has no effect on the weights.
+    training, model = workspace.settings.training, workspace.settings.model
     with workspace.database.read() as session:
         labeled = truth.current(session, annotation_ids=checkpoints.annotations_of(session, run.id))
         # Those of the run's beginning: an interrupted training is compared by the same masks to its end.
@@ -154,15 +206,16 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
     version = f"{model.architecture}-{run.id:04d}"
     segmenter = _initial(workspace, model, parent, version, training.seed)
     planned = training.planned_steps(len(labeled))
-    device = pick_device(workspace.settings.model.device)
+    device = pick_device(model.device)
     result = fit(
         segmenter,
-        _labeled_images(workspace, labeled),
+        labeled_images(workspace, labeled),
         training,
         device=device,
         precision=model.precision,
-        validation=_labeled_images(workspace, validation),
+        validation=labeled_images(workspace, validation),
         state=_state_file(workspace, run),
+        run=_identity(run),
         on_step=(lambda done, _: on_progress(done, planned)) if on_progress else None,
     )
     ending = {
@@ -174,10 +227,6 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
     }
     history = [*_thin(result.losses), *({"step": look.step, "mean_iou": look.mean_iou} for look in result.looks), ending]
     return _store(workspace, run, segmenter, history, parent), result
-
-
-def _labeled_images(workspace: Workspace, items: list[AnnotatedImage]) -> list[LabeledImage]:
-    return [LabeledImage(item.image.image_id, partial(workspace.read_labeled, item)) for item in items]
 
 
 def _initial(workspace: Workspace, model: ModelSection, parent: Checkpoint | None, version: str, seed: int) -> Segmenter:

@@ -80,6 +80,37 @@ def test_bad_class_files_are_refused(text: str, problem: str) -> None:
         parse_classes(text)
 
 
+def test_void_may_be_a_class_like_any_other_beside_a_single_one() -> None:
+    label_set = parse_classes("road\nvoid ignore\n", include_void=True)
+    assert (label_set.ignore_index, label_set.channels) == (None, (0, 1))
+    with pytest.raises(ConfigError, match="2 to"):
+        parse_classes("road\nvoid ignore\n")
+    assert parse_classes(STREET, include_void=True).names == parse_classes(STREET).names
+
+
+@pytest.mark.parametrize(
+    ("text", "sections", "told"),
+    [
+        (STREET, {"overlap": True}, "[labels] overlap"),
+        (STREET, {"include_void": True}, "[labels] include_void"),
+        (STREET, {"overlap": True, "include_void": True}, "[labels] overlap and [labels] include_void"),
+        (STREET + "tree\n", {}, "the class list"),
+        (STREET.replace(" ignore", "").replace("sky #8080ff", "sky #8080ff ignore"), {}, "the class list"),
+    ],
+)
+def test_what_makes_two_label_sets_differ_has_a_name(text: str, sections: dict[str, bool], told: str) -> None:
+    ours, theirs = parse_classes(STREET), parse_classes(text, **sections)
+    assert not ours.same_classes(theirs)
+    assert ours.settings_unlike(theirs) == theirs.settings_unlike(ours) == told
+
+
+def test_masks_mean_the_same_whichever_class_is_ignored() -> None:
+    ours = parse_classes(STREET)
+    assert ours.same_masks(parse_classes(STREET, include_void=True))
+    assert not ours.same_masks(parse_classes(STREET, overlap=True))
+    assert not ours.same_masks(parse_classes(STREET + "tree\n"))
+
+
 @pytest.mark.parametrize("ignored", [-1, 3])
 def test_the_ignored_class_must_exist(ignored: int) -> None:
     with pytest.raises(ConfigError, match="ignore_index"):

@@ -11,7 +11,6 @@ from activeseg.core.masks import (
     changed_share,
     compose_regions,
     despeckle,
-    despeckle_planes,
     label_components,
     split_regions,
     unite_regions,
@@ -98,13 +97,3 @@ def test_changed_share_counts_a_pixel_once_however_many_of_its_classes_changed()
     after[:, 0, 0] = True
     assert changed_share(before, after) == 0.25
     assert changed_share(np.array([[1, 2]], np.uint8), np.array([[1, 3]], np.uint8)) == 0.5
-
-
-def test_specks_and_holes_leave_each_plane_by_itself():
-    planes = np.zeros((2, 9, 9), np.bool_)
-    planes[0, 4, 4] = True  # a speck
-    planes[1] = True
-    planes[1, 2, 2] = False  # a hole
-    cleaned = despeckle_planes(planes, 4)
-    assert not cleaned[0].any()
-    assert cleaned[1].all()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 import sqlalchemy as sa
 
@@ -130,6 +132,38 @@ def test_an_evaluation_replaces_the_former_one_of_its_split(database: Database, 
         found = {(row.metric, row.class_name): row.value for row in checkpoints.evaluations(session, checkpoint, Split.VAL)}
         assert found == {("mean_iou", "*"): 0.5, ("truth_pixels", "ball"): 0.0}
         assert [row.value for row in checkpoints.evaluations(session, checkpoint, Split.TEST)] == [0.125]
+
+
+@pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+def test_two_that_evaluate_one_checkpoint_wait_for_each_other(database: Database, rows: Rows) -> None:
+    """SQLite lets only one write at all. Both delete what they see; the second must see what the first has written."""
+    checkpoint = rows.checkpoint("a")
+    problems: list[Exception] = []
+
+    def store(value: float) -> None:
+        try:
+            with database.write() as session:
+                checkpoints.store_evaluation(session, checkpoint, Split.VAL, EvaluationFigures({"mean_iou": value}, [], 1))
+        except sa.exc.SQLAlchemyError as error:
+            problems.append(error)
+
+    second = threading.Thread(target=store, args=(0.5,))
+    with database.write() as session:
+        checkpoints.store_evaluation(session, checkpoint, Split.VAL, EvaluationFigures({"mean_iou": 0.25}, [], 1))
+        second.start()
+        while second.is_alive() and not waiting_for_a_lock(database):
+            second.join(0.01)
+        assert second.is_alive()
+    second.join()
+    assert problems == []
+    with database.read() as session:
+        assert [row.value for row in checkpoints.evaluations(session, checkpoint, Split.VAL)] == [0.5]
+
+
+def waiting_for_a_lock(database: Database) -> bool:
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with database.read() as session:
+        return bool(session.scalar(sa.text(statement)))
 
 
 def test_the_overview_marks_the_champion_and_shows_the_last_decision(database: Database, rows: Rows) -> None:

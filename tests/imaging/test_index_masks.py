@@ -119,6 +119,27 @@ def test_planes_that_are_none_are_refused_with_what_came():
         decode_planes(encode_planes(np.ones((2, 20, 20), np.bool_)), 2, max_pixels=100)
 
 
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_planes_are_never_cut_into_another_number(count: int) -> None:
+    data = encode_planes(np.zeros((4, 20, 6), np.bool_))
+    with pytest.raises(MaskError, match=rf"expected {count} planes .*; got 4 planes, 6x80 .*or restore the class list and"):
+        decode_planes(data, count)
+
+
+def test_planes_are_never_taken_for_an_index_mask() -> None:
+    with pytest.raises(MaskError, match=r"planes of 3 overlapping classes, .*: turn \[labels\] overlap on, or give"):
+        decode_mask(encode_planes(np.zeros((3, 4, 5), np.bool_)))
+
+
+def test_planes_stored_without_their_number_are_read_as_they_were() -> None:
+    planes = np.random.default_rng(2).random((3, 4, 5)) < 0.5
+    stream = BytesIO()
+    Image.fromarray(planes.reshape(-1, 5)).save(stream, "PNG")
+    assert np.array_equal(decode_planes(stream.getvalue(), 3), planes)
+    with pytest.raises(MaskError, match="got an unknown number of planes, 5x12 pixels"):
+        decode_planes(stream.getvalue(), 5)
+
+
 @pytest.mark.parametrize(("mode", "yes"), [("1", 1), ("L", 255), ("L", 1), ("P", 7)])
 def test_a_plane_is_wherever_the_value_is_not_zero(mode: str, yes: int) -> None:
     where = np.random.default_rng(0).random((5, 9)) > 0.5

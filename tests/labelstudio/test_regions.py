@@ -107,6 +107,24 @@ def test_of_two_strokes_the_later_wins():
     assert result_to_mask(result, LABELS, width=3, height=1).mask.tolist() == [[0, 1, 1]]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_two_predictions_a_person_edited_the_first_one_wins_as_on_the_screen(kind):
+    result = [
+        paint(0, area("###..."), "prediction-changed", kind),
+        paint(1, area("..###."), "prediction-changed", kind),
+        paint(2, area("#####."), "prediction", kind),
+    ]
+    drawn = result_to_mask(result, LABELS, width=6, height=1)
+    assert drawn.mask.tolist() == [[0, 0, 0, 1, 1, UNLABELED]]
+    assert (drawn.regions, drawn.changed) == (3, 2)
+
+
+@pytest.mark.parametrize("origin", ["manual", None])
+def test_what_a_person_drew_lies_above_what_they_edited(origin):
+    result = [paint(1, area(".#."), origin), paint(0, area("##."), "prediction-changed"), paint(3, area("###"), "prediction")]
+    assert result_to_mask(result, LABELS, width=3, height=1).mask.tolist() == [[0, 1, 3]]
+
+
 def test_region_numbers_are_unique_and_stable():
     mask = np.array([[0, 1], [2, 3]], np.uint8)
     first, second = (mask_to_result(mask, LABELS, kind="brush") for _ in range(2))

@@ -27,9 +27,23 @@ def test_without_a_model_there_is_no_prediction_and_the_plain_image_stands_besid
 
 
 def test_a_rough_outline_is_called_one_whatever_is_doubtful():
-    task = task_payload("k1", "/i.png", order=0, sha256="ab", result=[], score=0.5, model_version="graphcut:x", rough=True)
-    assert "outlined by a rough guess" in task["data"]["doubt"]
-    assert task["predictions"][0]["model_version"] == "graphcut:x"
+    task = task_payload("k1", "/i.png", order=0, sha256="ab", result=[], score=0.5, model_version="graphcut", rough=True)
+    assert "may be only a rough guess of one object" in task["data"]["doubt"]
+    assert task["predictions"][0]["model_version"] == "graphcut"
+
+
+@pytest.mark.parametrize("model", [{}, {"model_version": "graphcut", "score": 0.5, "rough": True}])
+def test_a_task_keeps_a_text_that_is_true_of_a_champions_mask_too(model):
+    text = task_payload("k1", "/i.png", order=0, sha256="ab", **model)["data"]["doubt"]
+    assert text.endswith("draw every class that is missing.")
+    assert not any(claim in text for claim in ("No prediction", "was outlined", "One object", "every other class"))
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_where_classes_overlap_the_text_says_what_an_undrawn_one_means(rough):
+    model = {"model_version": "graphcut", "score": 0.5, "rough": True} if rough else {}
+    text = task_payload("k1", "/i.png", order=0, sha256="ab", overlap=True, **model)["data"]["doubt"]
+    assert text.endswith("draw every class that is missing. Everything you leave undrawn counts as absent.")
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, 7, float("nan"), float("inf")])

@@ -106,7 +106,7 @@ def workspace_planes(file: Path) -> np.ndarray:
     return stacked.reshape(4, -1, stacked.shape[1]).astype(bool)
 
 
-def test_work_in_a_project_of_exclusive_classes_is_set_aside_where_they_overlap_now(
+def test_work_in_a_project_of_exclusive_classes_waits_where_they_overlap_now_and_is_not_lost(
     make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any], annotate: Callable[..., None]
 ) -> None:
     sections = {"selection": SELECTION, "labelstudio": with_label_studio}
@@ -116,11 +116,11 @@ def test_work_in_a_project_of_exclusive_classes_is_set_aside_where_they_overlap_
         annotate(exclusive, client)
         sections["labelstudio"] = with_label_studio | {"project": with_label_studio["project"] + " overlap"}
         now = make_sqlite_workspace(pool=4, labels={"overlap": True}, **sections)
-        assert pull_annotations(now, client).failed == 3
-    with now.database.read() as session:
-        reasons = set(session.scalars(sa.select(Annotation.reason).where(Annotation.status == AnnotationStatus.QUARANTINED)))
-        assert truth.current(session) == []
-    (reason,) = reasons
-    assert "drawn for the classes sky, ground, ball, void (void ignored); [labels] has sky, ground, ball, void" in (
-        reason or ""
-    )
+        left = pull_annotations(now, client)
+        with now.database.read() as session:
+            assert session.scalars(sa.select(Annotation)).all() == []
+        restored = pull_annotations(exclusive, client)
+    assert left.details["tasks left alone"] == 4
+    (reason,) = left.details["problems"].values()
+    assert "drawn for the classes sky, ground, ball, void (void ignored); [labels] has sky, ground, ball, void" in reason
+    assert restored.details == {"valid": 3, "skipped": 1}

@@ -12,6 +12,8 @@ from activeseg.core.labels import LabelSet
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import LabeledImage
 from activeseg.nn.evaluate import evaluate
+from activeseg.nn.infer import Loaded, batches_by_size
+from activeseg.nn.prefetch import map_ahead
 
 CPU = torch.device("cpu")
 
@@ -98,6 +100,31 @@ def test_overlapping_classes_are_counted_one_by_one(make_overlapping, overlappin
     records = evaluation.by_class(overlapping_classes)
     assert [(record.class_index, record.name) for record in records] == [(0, "sky"), (1, "road"), (3, "car")]
     assert [record.smoothed_iou for record in records] == list(evaluation.smoothed.iou)
+
+
+def test_the_planes_of_waiting_images_take_a_bit_a_pixel(
+    make_overlapping, overlapping_classes: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dozens of images may wait for others of their size; a photograph's planes take a quarter of a gigabyte."""
+    waited: list[Loaded] = []
+    readers: list[int] = []
+
+    def watched(images, batch_size):
+        yield from batches_by_size((waited.append(one) or one for one in images), batch_size)
+
+    def counted(function, items, *, workers, ahead):
+        readers.append(workers)
+        return map_ahead(function, items, workers=workers, ahead=ahead)
+
+    monkeypatch.setattr("activeseg.nn.evaluate.batches_by_size", watched)
+    monkeypatch.setattr("activeseg.nn.evaluate.map_ahead", counted)
+    images = [planes(number, (40, 52)) for number in range(3)]
+    evaluate(make_overlapping(), images, device=CPU, batch_size=2)
+    assert readers == [2]
+    assert [one.tag.mask.nbytes for one in waited] == [4 * 40 * 52 / 8] * 3
+    for one, image in zip(waited, images, strict=True):
+        expected = overlapping_classes.to_channels(image.load()[1])
+        np.testing.assert_array_equal(one.tag.channels(overlapping_classes), expected)
 
 
 def test_a_network_that_is_right_everywhere_has_full_marks(scenes, make_segmenter, label_set: LabelSet) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from activeseg.config import TrainingSection
-from activeseg.errors import ConfigError, MaskError, NotReadyError
+from activeseg.errors import ConfigError, ImageError, MaskError, NotReadyError
 from activeseg.nn import fit as fit_module
 from activeseg.nn.checkpoint import NetworkSpec, checkpoint_bytes, new_segmenter
 from activeseg.nn.data import LabeledImage, to_input, to_pixels
@@ -106,6 +106,50 @@ def test_a_misfitting_mask_stops_training_and_evaluation(make_segmenter, scenes,
         fit(make_segmenter(), [wrong], recipe(), device=CPU)
     with pytest.raises(MaskError, match="image 99"):
         evaluate(make_segmenter(), [*scenes, wrong], device=CPU)
+
+
+@pytest.mark.parametrize("part", ["images", "validation"])
+def test_a_broken_image_is_told_by_name_before_the_first_step(make_segmenter, scenes, recipe, part) -> None:
+    def load() -> None:
+        raise ImageError("the file is gone")
+
+    broken = {"images": scenes, "validation": scenes} | {part: [*scenes, LabeledImage(7, load, uri="/data/seven.png")]}
+    told: list[int] = []
+    with pytest.raises(ImageError, match=r"^image 7 \(/data/seven\.png\): the file is gone$"):
+        fit(
+            make_segmenter(),
+            broken["images"],
+            recipe(batch_size=1, validate_every=0),
+            device=CPU,
+            validation=broken["validation"],
+            on_step=lambda step, _: told.append(step),
+        )
+    assert told == []
+
+
+def test_a_gradient_that_is_no_number_is_told_without_a_limit_too(recipe) -> None:
+    module = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2)})
+    progress = Progress(module, _optimizer(module, recipe()), torch.amp.GradScaler("cpu", enabled=False), None)
+    weight = module["encoder"].weight
+    loss = (weight - weight.detach()).abs().sqrt().sum()  # 0, and its slope is not finite there
+    before = weight.detach().clone()
+    with pytest.raises(ConfigError, match=r"diverged at step 1 .loss 0.0, gradient norm nan"):
+        _descend(progress, loss, recipe(clip_norm=0))
+    assert torch.equal(weight, before)
+
+
+def test_weights_that_overflowed_in_the_last_step_are_not_kept(make_segmenter, scenes, recipe) -> None:
+    config = recipe(steps=1, learning_rate=1e38, clip_norm=0, ema_decay=0, warmup_steps=0, momentum=0)
+    with pytest.raises(ConfigError, match=r"diverged at step 1 .its weights are not finite"):
+        fit(make_segmenter(), scenes, config, device=CPU)
+
+
+def test_no_limit_leaves_the_gradient_as_it_comes(make_segmenter, scenes, recipe) -> None:
+    """The norm that is taken to see divergence must not change a bit."""
+    unlimited, wide = make_segmenter(), make_segmenter()
+    fit(unlimited, scenes, recipe(clip_norm=0), device=CPU)
+    fit(wide, scenes, recipe(clip_norm=1e30), device=CPU)
+    assert_same_weights(unlimited.module.state_dict(), wide.module.state_dict())
 
 
 def test_each_parameter_is_in_one_group_norms_and_biases_without_decay_and_the_head_faster(recipe) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from activeseg.nn.checkpoint import Segmenter
+from activeseg.nn.data import LabeledImage
 from activeseg.nn.fit import FitResult, fit
 
 CPU = torch.device("cpu")
@@ -51,13 +52,13 @@ def config(recipe):
     return recipe(steps=11, save_every=3, validate_every=4, patience=9, ema_decay=0.8, class_weights="median_frequency")
 
 
-def interrupt(segmenter: Segmenter, scenes, config, state: Path, *, after: int) -> None:
+def interrupt(segmenter: Segmenter, scenes, config, state: Path, *, after: int, run: str = "") -> None:
     def stop(step: int, loss: float) -> None:
         if step == after:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        fit(segmenter, scenes, config, device=CPU, validation=scenes, state=state, on_step=stop)
+        fit(segmenter, scenes, config, device=CPU, validation=scenes, state=state, run=run, on_step=stop)
 
 
 def assert_equal(one: tuple[Segmenter, FitResult], other: tuple[Segmenter, FitResult]) -> None:
@@ -147,6 +148,63 @@ def test_the_state_of_another_training_is_not_used(make, scenes, config, tmp_pat
     result = fit(segmenter, scenes, other, device=CPU, validation=scenes, state=state)
     assert "another training" in (result.refused or "")
     assert_equal((segmenter, result), whole(make, scenes, other))
+
+
+@pytest.mark.parametrize("change", ["run", "a training mask", "a validation mask", "nothing"])
+def test_the_state_of_another_run_or_of_other_masks_is_not_used(make, scenes, config, tmp_path: Path, change) -> None:
+    def named(mask: str) -> list[LabeledImage]:
+        return [replace(scenes[0], truth="1 abc"), replace(scenes[1], truth=mask)]
+
+    def train(run: str, training: str, validation: str, state: Path | None = None, on_step=None) -> FitResult:
+        images, others = named(training), named(validation)
+        return fit(make(), images, config, device=CPU, validation=others, state=state, run=run, on_step=on_step)
+
+    def stop(step: int, loss: float) -> None:
+        if step == 4:
+            raise Interrupted
+
+    state, first = tmp_path / "1.safetensors", {"run": "1 monday", "training": "2 def", "validation": "2 def"}
+    with pytest.raises(Interrupted):
+        train(**first, state=state, on_step=stop)
+    changed = {"run": "run", "a training mask": "training", "a validation mask": "validation"}
+    result = train(**first | ({changed[change]: "another"} if change in changed else {}), state=state)
+    assert result.resumed_at == (3 if change == "nothing" else 0)
+    assert ("another training" in (result.refused or "")) is (change != "nothing")
+
+
+def test_settings_that_cannot_change_the_weights_do_not_throw_a_state_away(make, scenes, config, tmp_path: Path) -> None:
+    state = tmp_path / "1.safetensors"
+    interrupt(make(), scenes, config, state, after=4)
+    without_effect = {"min_train": 2, "retrain_after": 3, "retrain_days": 1.5, "save_every": 2}
+    segmenter = make()
+    other = config.model_copy(update=without_effect)
+    result = fit(segmenter, scenes, other, device=CPU, validation=scenes, state=state)
+    assert result.resumed_at == 3
+    assert_equal((segmenter, result), whole(make, scenes, config))
+
+
+def test_a_state_that_cannot_be_written_is_told_and_training_goes_on(make, scenes, config, tmp_path: Path, caplog) -> None:
+    (tmp_path / "training").write_text("no folder", encoding="utf-8")
+    segmenter = make()
+    result = fit(segmenter, scenes, config, device=CPU, validation=scenes, state=tmp_path / "training/1.safetensors")
+    assert_equal((segmenter, result), whole(make, scenes, config))
+    assert "after step 3 could not be saved" in caplog.text
+
+
+def test_a_full_disk_leaves_the_state_before_and_nothing_unfinished(make, scenes, config, tmp_path: Path, monkeypatch) -> None:
+    state = tmp_path / "1.safetensors"
+    interrupt(make(), scenes, config, state, after=4)
+    before = state.read_bytes()
+
+    def fill_the_disk(tensors: object, file: Path, metadata: object) -> None:
+        file.write_bytes(b"half of a sta")
+        raise safetensors.SafetensorError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors.torch, "save_file", fill_the_disk)
+        interrupt(make(), scenes, config, state, after=10)
+    assert [file.name for file in tmp_path.iterdir()] == ["1.safetensors"]
+    assert state.read_bytes() == before
 
 
 def test_a_state_with_other_layers_changes_nothing(make, scenes, config, tmp_path: Path) -> None:

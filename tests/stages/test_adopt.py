@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,18 @@ import sqlalchemy as sa
 import torch
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, lraspp_mobilenet_v3_large
 
+from activeseg.core.labels import LabelSet
 from activeseg.db import checkpoints, lease
 from activeseg.db.models import Checkpoint, Split
 from activeseg.errors import CheckpointError, ConfigError, LabelSetMismatch
-from activeseg.nn.checkpoint import checkpoint_bytes, load_checkpoint
+from activeseg.nn.checkpoint import NetworkSpec, checkpoint_bytes, load_checkpoint, new_segmenter
 from activeseg.nn.zoo import published_label_set
+from activeseg.stages import adopt
 from activeseg.stages.adopt import adopt_weights
 from activeseg.stages.promote import promote_challengers
 from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
+from tests.factories import CLASSES
 
 LIGHT = "lraspp_mobilenet_v3_large"
 HEAVY = "deeplabv3_mobilenet_v3_large"
@@ -115,6 +120,91 @@ def test_what_is_no_whole_network_for_these_classes_is_refused(make_sqlite_works
             adopt_weights(workspace, tmp_path / "backbone.pth")
     with workspace.database.read() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(Checkpoint)) == 0
+
+
+def write_checkpoint(workspace: Workspace, file: Path, **changes: object) -> Path:
+    """A checkpoint of [model] and [labels], but for some fields of its description."""
+    model = workspace.settings.model
+    spec = NetworkSpec(model.architecture, model.width, model.decoder_stride, workspace.label_set, workspace.input_policy)
+    file.write_bytes(checkpoint_bytes(new_segmenter(replace(spec, **changes), model_version="m")))
+    return file
+
+
+def adopted(workspace: Workspace, file: Path | None) -> int:
+    with lease.holding(workspace.database):
+        return adopt_weights(workspace, file).written
+
+
+ORDER = LabelSet(("ground", "sky", "ball", "void"), CLASSES.colors, ignore_index=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"label_set": ORDER}, "ground, sky, ball, void (void ignored); [labels] has sky, ground"),
+        ({"label_set": replace(CLASSES, ignore_index=2)}, "(ball ignored); [labels] has"),
+        ({"label_set": replace(CLASSES, overlap=True)}, "may overlap); [labels] has .*: set [labels] overlap as it was"),
+    ],
+    ids=["another order", "another ignored class", "overlap"],
+)
+def test_a_checkpoint_for_other_classes_of_the_same_number_is_refused(
+    make_sqlite_workspace, tmp_path: Path, changes: dict[str, LabelSet], named: str
+) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    file = write_checkpoint(workspace, tmp_path / "foreign.safetensors", **changes)
+    pattern = re.escape(named).replace(r"\.\*", ".*")
+    with pytest.raises(LabelSetMismatch, match=rf"^checkpoint .*foreign\.safetensors knows the classes .*{pattern}"):
+        adopted(workspace, file)
+
+
+def test_a_checkpoint_with_another_input_or_network_is_refused_with_the_difference(
+    make_sqlite_workspace, tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    policy = replace(workspace.input_policy, short_side=64, mean=(0.1, 0.1, 0.1))
+    file = write_checkpoint(workspace, tmp_path / "w.safetensors", input_policy=policy)
+    with pytest.raises(CheckpointError, match=r"with short_side 64 \(here None\), mean \[0\.1.*\(here \[0\.5.*: set \[model\]"):
+        adopted(workspace, file)
+    other = write_checkpoint(workspace, tmp_path / "w.safetensors", architecture="fcn8s_vgg16")
+    with pytest.raises(CheckpointError, match=r"with architecture fcn8s_vgg16 \(here fcn_mobilenet_v2\): set \[model\]"):
+        adopted(workspace, other)
+
+
+def test_colours_make_no_other_network(make_sqlite_workspace, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    painted = replace(CLASSES, colors=tuple(reversed(CLASSES.colors)))
+    assert adopted(workspace, write_checkpoint(workspace, tmp_path / "w.safetensors", label_set=painted)) == 1
+
+
+def test_of_a_bare_state_dict_the_number_of_classes_is_all_that_is_known(make_sqlite_workspace, tmp_path: Path) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    file = write_checkpoint(workspace, tmp_path / "w.safetensors", label_set=ORDER)
+    safetensors.torch.save_file(safetensors.torch.load(file.read_bytes()), tmp_path / "bare.safetensors")
+    assert adopted(workspace, tmp_path / "bare.safetensors") == 1
+
+
+def test_torchvisions_weights_are_for_its_own_classes_only(make_sqlite_workspace, monkeypatch) -> None:
+    monkeypatch.setattr(adopt, "published_weights", lambda architecture: torchvisions(architecture).state_dict())
+    workspace = voc_workspace(make_sqlite_workspace, LIGHT)
+    classes = workspace.settings.path(workspace.settings.labels.file)
+    published = classes.read_text(encoding="utf-8")
+    for text in ("\n".join(f"street{number}" for number in range(21)), published.replace("cat ", "lynx ")):
+        classes.write_text(text, encoding="utf-8")
+        with pytest.raises(
+            LabelSetMismatch, match=r"lraspp_mobilenet_v3_large knows the classes __background__, .*weights classes"
+        ):
+            adopted(Workspace(workspace.settings, workspace.database), None)
+    classes.write_text(f"{published}void ignore\n", encoding="utf-8")  # has no channel
+    assert adopted(Workspace(workspace.settings, workspace.database), None) == 1
+
+
+def test_torchvisions_classes_do_not_overlap(make_sqlite_workspace, monkeypatch) -> None:
+    monkeypatch.setattr(adopt, "published_weights", lambda architecture: torchvisions(architecture).state_dict())
+    model = {"architecture": LIGHT, "width": 1.0}
+    workspace = make_sqlite_workspace(pool=1, model=model, labels={"overlap": True})
+    workspace.settings.path(workspace.settings.labels.file).write_text(published_label_set(LIGHT).to_text(), encoding="utf-8")
+    with pytest.raises(LabelSetMismatch, match="may overlap"):
+        adopted(workspace, None)
 
 
 def test_without_a_file_torchvision_must_publish_one(make_sqlite_workspace, monkeypatch, tmp_path: Path) -> None:

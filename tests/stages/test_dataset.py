@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,27 @@ def test_a_changed_mask_is_a_new_version_that_counts(make_workspace: Make, folde
         assert len(session.scalars(sa.select(Annotation)).all()) == 5
         newest = truth.current(session, split=Split.TRAIN)[2]
     assert (workspace.read_labeled(newest)[1] == 1).all()
+
+
+def test_a_file_whose_content_changed_takes_the_place_of_what_it_was(make_workspace: Make, folders: tuple[Path, Path]) -> None:
+    workspace = make_workspace()
+    import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
+    (folders[0] / "ball_0001.png").write_bytes((folders[0] / "ball_0002.png").read_bytes() + b"later")
+    assert import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN).written == 1
+    with workspace.database.read() as session:
+        current = truth.current(session, split=Split.TRAIN)
+    assert len(current) == 4
+    for item in current:
+        workspace.read_labeled(item)  # every one can be read: nothing asks for the content that is gone
+
+
+def test_a_file_that_changed_may_not_move_from_validation_to_training(make_workspace: Make, folders: tuple[Path, Path]) -> None:
+    workspace = make_workspace()
+    import_dataset(workspace, str(folders[0]), folders[1], Split.VAL)
+    (folders[0] / "ball_0001.png").write_bytes((folders[0] / "ball_0001.png").read_bytes() + b"later")
+    report = import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
+    assert report.failed == 4
+    assert all("it cannot move" in problem for problem in report.details["problems"].values())
 
 
 def test_going_back_to_an_earlier_mask_counts(make_workspace: Make, folders: tuple[Path, Path]) -> None:
@@ -188,6 +210,31 @@ def test_an_empty_mask_says_that_an_image_has_none_of_the_classes(
     with workspace.database.read() as session:
         empty = truth.current(session, split=Split.TRAIN)[1]
     assert not workspace.read_labeled(empty)[1].any()
+
+
+@pytest.mark.parametrize(("forgotten", "sections"), [("ball", {}), ("void", {"include_void": True})])
+def test_a_class_whose_folder_was_forgotten_stops_the_import(
+    make_sqlite_workspace: Make, class_folders: tuple[Path, Path], forgotten: str, sections: dict[str, bool]
+) -> None:
+    workspace = make_sqlite_workspace(labels={"overlap": True} | sections)
+    shutil.rmtree(class_folders[1] / forgotten)
+    with pytest.raises(ConfigError, match=f"has no folder {forgotten}: make an empty one for a class that is in none of the"):
+        import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN)
+    (class_folders[1] / forgotten).mkdir()
+    assert import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN).written == 4
+
+
+def test_the_ignored_class_needs_no_folder(make_sqlite_workspace: Make, class_folders: tuple[Path, Path]) -> None:
+    shutil.rmtree(class_folders[1] / "void")
+    report = import_dataset(make_sqlite_workspace(**OVERLAP), str(class_folders[0]), class_folders[1], Split.TRAIN)
+    assert (report.written, report.failed) == (4, 0)
+
+
+def test_class_folders_are_refused_where_classes_exclude_each_other(
+    make_sqlite_workspace: Make, class_folders: tuple[Path, Path]
+) -> None:
+    with pytest.raises(ConfigError, match=r"folders named like classes \(sky, ground, ball, void\): set \[labels\] overlap"):
+        import_dataset(make_sqlite_workspace(), str(class_folders[0]), class_folders[1], Split.TRAIN)
 
 
 def test_folders_that_are_no_class_are_refused_with_the_known_ones(

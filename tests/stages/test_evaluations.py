@@ -90,6 +90,24 @@ def test_a_class_list_that_does_not_match_is_refused_before_anything_is_measured
     assert stored(workspace) == before
 
 
+def test_masks_of_other_classes_are_refused_before_anything_is_measured(
+    two: tuple[Workspace, list[str]], import_balls: Callable[..., None], tmp_path: Path
+) -> None:
+    """The checkpoints fit the class list; one of the masks was drawn for another one."""
+    workspace, versions = two
+    before, classes = stored(workspace), (tmp_path / "classes.txt").read_text()
+    (tmp_path / "classes.txt").write_text("ground\nsky\nball\nvoid ignore\n")
+    import_balls(Workspace(workspace.settings, workspace.database), range(300, 301), Split.VAL)
+    (tmp_path / "classes.txt").write_text(classes)
+    with workspace.database.read() as session:
+        champion = checkpoints.require_champion(session)
+    with pytest.raises(LabelSetMismatch, match="1 annotations were drawn for the classes ground, sky"):
+        evaluate_checkpoint(workspace, champion)
+    with pytest.raises(LabelSetMismatch, match="1 annotations were drawn for the classes ground, sky"):
+        compare_checkpoints(workspace, versions)
+    assert stored(workspace) == before
+
+
 def test_what_cannot_be_compared_is_told(two: tuple[Workspace, list[str]]) -> None:
     workspace, versions = two
     with pytest.raises(ConfigError, match="two or more different checkpoints"):

@@ -125,4 +125,4 @@ def test_an_interrupted_training_whose_settings_changed_is_given_up(
     with changed.database.read() as session:
         runs = session.scalars(sa.select(TrainingRun).order_by(TrainingRun.id)).all()
     assert [run.status for run in runs] == [TrainingStatus.FAILED, TrainingStatus.DONE]
-    assert "settings changed" in (runs[0].error or "")
+    assert "settings or the version changed" in (runs[0].error or "")
