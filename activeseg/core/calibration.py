@@ -8,6 +8,7 @@ which is never below one half.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +70,34 @@ class Calibration:
         channel numbers (N, H, W) or, where classes overlap, 0 or 1 for each channel (N, C, H, W).
         Raises MaskError where truth has another shape or other values.
         """
-        self._check(logits, truth)
-        wide, truth = logits.to(torch.promote_types(logits.dtype, torch.float32)), truth.to(logits.device).long()
+        self._check_kind(logits, truth)
+        bins = self._sums.shape[1]
+        # What is not counted falls into a bin of its own: that costs a third of picking out what is.
+        sums = torch.zeros(3, bins + 1, dtype=torch.float64, device=logits.device)
+        lines = [self._count(own, true, sums) for own, true in self._parts(logits, truth)]
+        self._nll += float(torch.cat(lines).sum(dtype=torch.float64))
+        self._sums += sums[:, :bins].cpu()
+
+    def _parts(self, logits: Tensor, truth: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is counted at once: everything or, where classes overlap, a channel of an image.
+
+        The decisions of all channels would need several times the memory of the logits.
+        """
+        if not self.sigmoid:
+            yield logits, truth
+            return
+        for image, its_truth in zip(logits, truth, strict=True):
+            yield from zip(image, its_truth, strict=True)
+
+    def _count(self, logits: Tensor, truth: Tensor, sums: Tensor) -> Tensor:
+        """Add decisions to sums (3, bins + 1) float64; returns the summed NLL of each line of pixels, one after the other."""
+        truth = truth.to(logits.device).long()
+        self._check_values(logits, truth)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll, confidence, right = (_binary if self.sigmoid else _categorical)(wide, truth)
-        # Filled and put into a bin of its own, what is not counted costs a third of picking out what is.
         ignored = truth == UNLABELED
-        self._nll += float(nll.masked_fill_(ignored, 0.0).sum(dim=-1).sum(dtype=torch.float64))
-        self._sums += self._binned(confidence.masked_fill_(ignored, 0.0), right, ignored).cpu()
+        self._bin(confidence.masked_fill_(ignored, 0.0), right, ignored, sums)
+        return nll.masked_fill_(ignored, 0.0).sum(dim=-1).flatten()
 
     def compute(self) -> CalibrationFigures:
         """The figures of everything counted so far."""
@@ -87,23 +109,25 @@ class Calibration:
             return CalibrationFigures(math.nan, math.nan, tuple(bins))
         return CalibrationFigures(self._nll / total, float((confidence - right).abs().sum()) / total, tuple(bins))
 
-    def _binned(self, confidence: Tensor, right: Tensor, ignored: Tensor) -> Tensor:
-        """Confidences, whether each decision was right, and whether it is ignored, of one shape -> (3, bins) float64."""
+    def _bin(self, confidence: Tensor, right: Tensor, ignored: Tensor, sums: Tensor) -> None:
+        """Add confidences, whether each decision was right, and whether it is ignored, of one shape, to (3, bins + 1)."""
         bins = self._sums.shape[1]
         # A confidence on an edge belongs to the bin below.
         edges = torch.linspace(0, 1, bins + 1, device=confidence.device)[1:-1]
-        where = torch.bucketize(confidence.float(), edges).masked_fill_(ignored, bins).flatten()
-        weights = (None, confidence.double().flatten(), right.double().flatten())
-        sums = [torch.bincount(where, weights=weight, minlength=bins + 1)[:bins].double() for weight in weights]
-        return torch.stack(sums)
+        where = torch.bucketize(confidence.float().contiguous(), edges).masked_fill_(ignored, bins).flatten()
+        sums[0] += torch.bincount(where, minlength=bins + 1)
+        for row, values in ((sums[1], confidence), (sums[2], right)):
+            row.index_add_(0, where, values.double().flatten())
 
-    def _check(self, logits: Tensor, truth: Tensor) -> None:
+    def _check_kind(self, logits: Tensor, truth: Tensor) -> None:
         expected = logits.shape if self.sigmoid else (*logits.shape[:1], *logits.shape[2:])
         if logits.ndim != 4 or tuple(truth.shape) != tuple(expected) or truth.is_floating_point():
             raise MaskError(
                 f"truth: expected whole numbers of shape {tuple(expected)} for logits {tuple(logits.shape)}; "
                 f"got {truth.dtype} {tuple(truth.shape)}"
             )
+
+    def _check_values(self, logits: Tensor, truth: Tensor) -> None:
         values = 2 if self.sigmoid else logits.shape[1]
         if not ((truth == UNLABELED) | ((truth >= 0) & (truth < values))).all():
             raise MaskError(f"truth: expected 0..{values - 1} or {UNLABELED}; got {int(truth.min())}..{int(truth.max())}")
@@ -117,7 +141,7 @@ def _categorical(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _binary(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_categorical`, each (N, C, H, W)."""
+    """As `_categorical`, each of the shape of logits: the decisions of one channel or of any number of them."""
     says_yes, is_yes = logits > 0, truth == 1
     nll = F.softplus(torch.where(is_yes, -logits, logits))
     return nll, torch.sigmoid(logits.abs()), says_yes == is_yes

@@ -154,20 +154,20 @@ class OverlapCounts:
         prediction: bool. truth: whole numbers 0 or 1, UNLABELED where a pixel is not counted; as LabelSet.to_channels.
         Raises MaskError where shapes differ or values are others.
         """
-        predicted, true = torch.as_tensor(prediction), _widened("truth", truth)
+        predicted = torch.as_tensor(prediction)
         if predicted.dtype != torch.bool:
             raise MaskError(f"prediction: expected bool, p > 0.5 of each class; got {predicted.dtype}")
-        if predicted.shape != true.shape or true.ndim not in (3, 4) or true.shape[-3] != self.num_classes:
+        shape = tuple(predicted.shape)
+        if shape != tuple(truth.shape) or len(shape) not in (3, 4) or shape[-3] != self.num_classes:
             raise MaskError(
-                f"prediction {tuple(predicted.shape)} and truth {tuple(true.shape)}: expected one shape "
-                f"([N, ]{self.num_classes}, H, W)"
+                f"prediction {shape} and truth {tuple(truth.shape)}: expected one shape ([N, ]{self.num_classes}, H, W)"
             )
-        predicted, counted, yes = predicted.to(true.device), true != UNLABELED, true == 1
-        if not (yes | (true == 0) | ~counted).all():
-            raise MaskError(f"truth: expected 0, 1 or {UNLABELED}; got up to {int(true.max())}")
-        kinds = (predicted & yes, yes, predicted & counted)
-        self.counts = self.counts + np.stack([kind.movedim(-3, 0).flatten(1).sum(dim=1).cpu().numpy() for kind in kinds])
-        self.decisions += int(counted.sum())
+        # Channel by channel: the truth of all, widened, would need eight times its memory.
+        channels = range(self.num_classes)
+        columns = [_answers(predicted[..., c, :, :], _widened("truth", truth[..., c, :, :])) for c in channels]
+        *counts, decisions = np.array(columns, np.int64).T
+        self.counts = self.counts + np.stack(counts)
+        self.decisions += int(decisions.sum())
 
     def compute(self) -> Metrics:
         """The metrics of everything counted so far."""
@@ -240,6 +240,16 @@ def _ratios(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     hits, truth, predicted = np.moveaxis(counts, -2, 0)
     present = np.where(truth > 0, truth, np.nan)  # NaN spreads through the three divisions
     return np.stack([hits / (present + predicted - hits), 2 * hits / (present + predicted), hits / present])
+
+
+def _answers(predicted: Tensor, true: Tensor) -> tuple[int, int, int, int]:
+    """Hits, truth pixels, predicted pixels and counted pixels of one channel: predicted bool, true int64 of its shape."""
+    predicted, counted, yes = predicted.to(true.device), true != UNLABELED, true == 1
+    if not (yes | (true == 0) | ~counted).all():
+        raise MaskError(f"truth: expected 0, 1 or {UNLABELED}; got up to {int(true.max())}")
+    kinds = (predicted & yes, yes, predicted & counted, counted)
+    hits, truths, predictions, decisions = (int(kind.sum()) for kind in kinds)
+    return hits, truths, predictions, decisions
 
 
 def _widened(name: str, labels: Labels) -> Tensor:

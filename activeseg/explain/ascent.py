@@ -31,7 +31,8 @@ def ascend_and_save(
 
     every: also write NAME-class-model-0030.png, ... after so many steps; 0 = none. on_progress(done, planned).
     """
-    files, stem = [], file_name(name)
+    files, stem, target = [], file_name(name), network.index_of(name)
+    out.mkdir(parents=True, exist_ok=True)  # before the work: a folder that cannot be made is no reason to lose it
 
     def on_step(step: int, image: npt.NDArray[np.uint8]) -> None:
         if every and step % every == 0:
@@ -42,7 +43,7 @@ def ascend_and_save(
     found = class_model(
         network.module,
         network.policy,
-        target=network.index_of(name),
+        target=target,
         segmentation=network.segmentation,
         device=device,
         ascent=ascent,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from activeseg.explain.figures import heat_figure, heat_picture
-from activeseg.explain.graphcut import graph_cut_mask, seed_map
+from activeseg.explain.graphcut import graph_cut
 from activeseg.explain.heatmap import Scale
 from activeseg.explain.network import Network
 from activeseg.explain.panels import Row, drawing, heat, lay_out, photo, total_width
@@ -29,7 +29,7 @@ Saliency = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Localisation:
-    """The mask (H, W) bool of an object, the saliency (H, W) it was cut along, and its seeds (H, W) int8 -1, 0, 1."""
+    """The mask (H, W) bool of an object, the saliency (H, W) it was cut along, and the cut's seeds (H, W) int8 -1, 0, 1."""
 
     mask: npt.NDArray[np.bool_]
     seeds: npt.NDArray[np.int8]
@@ -39,7 +39,10 @@ class Localisation:
 def saliency_of(
     network: Network, image: Pixels, target: int, *, device: torch.device, predicted_only: bool = False
 ) -> Saliency:
-    """`saliency_map` of one output; predicted_only: of the logits where a segmentation network predicts the class."""
+    """`saliency_map` of one output; predicted_only: of the logits where a segmentation network predicts the class.
+
+    Raises SaliencyError where it predicts the class nowhere.
+    """
     region = network.region(image, target, device=device) if predicted_only and network.segmentation else None
     return saliency_map(
         network.module,
@@ -55,9 +58,9 @@ def saliency_of(
 def localise(
     image: Pixels, saliency: Saliency, *, foreground: float = 0.95, background: float = 0.30, iterations: int = 0
 ) -> Localisation:
-    """`graph_cut_mask` with the seeds it begins from. Raises SaliencyError where the map points nowhere."""
-    mask = graph_cut_mask(image, saliency, foreground=foreground, background=background, iterations=iterations)
-    return Localisation(mask, seed_map(saliency, foreground=foreground, background=background), saliency)
+    """`graph_cut` with the saliency it was cut along. Raises SaliencyError where the map points nowhere."""
+    mask, seeds = graph_cut(image, saliency, foreground=foreground, background=background, iterations=iterations)
+    return Localisation(mask, seeds, saliency)
 
 
 def saliency_pictures(image: Pixels, saliency: Saliency, name: str, *, colormap: str = "jet") -> dict[str, Image.Image]:

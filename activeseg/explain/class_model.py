@@ -68,13 +68,15 @@ def class_model(
     rate and one l2 suit both. I is the network's input, pixels after the policy's mean and std: zero is the mean colour,
     as in the paper, and the documents' learning rate is one of this scale. After each step the image is clipped to what
     pixels can be and, with `quantise`, rounded to 8 bits. on_step(step, image (H, W, 3) uint8) is called after each.
-    Raises ConfigError for an unknown target and NonFiniteScoreError where the score is NaN or infinite.
+    Raises ConfigError for an unknown target and for a size the network cannot take, and NonFiniteScoreError where the
+    score is NaN or infinite.
     """
     recipe = ascent or Ascent()
     score = ClassScore(module, policy, target, segmentation)
     noise = np.random.default_rng(recipe.seed).integers(0, 256, (*recipe.size, 3)).astype(np.uint8)
     with evaluating(module, device):
         inputs = start = score.to_inputs(score.tensor(noise, device))
+        _check_size(score, start)
         scores = []
         for step in range(1, recipe.steps + 1):
             value, gradient = climb(score, inputs, l2=recipe.l2)
@@ -86,6 +88,19 @@ def class_model(
             scores.append(_finite(float(score.mean(inputs))))
     image = _image(score, inputs)
     return ClassModel(image, tuple(scores), stalled=np.array_equal(image, _image(score, start)))
+
+
+def _check_size(score: ClassScore, inputs: Tensor) -> None:
+    """A trial: which sizes a network can take only the network knows."""
+    try:
+        with torch.no_grad():
+            score.logits(inputs)
+    except RuntimeError as error:
+        height, width = inputs.shape[-2:]
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"the network cannot take an image of {width}x{height} pixels ({reason}); choose another --size"
+        ) from error
 
 
 def climb(score: ClassScore, inputs: Tensor, *, l2: float) -> tuple[float, Tensor]:

@@ -15,8 +15,8 @@ from activeseg.errors import ConfigError
 from activeseg.explain.curves import curve_figure
 from activeseg.explain.heatmap import Scale
 from activeseg.explain.overlay import Pixels
-from activeseg.explain.panels import Panel, Row, heat, label_map, lay_out, photo, seen_classes, total_width
-from activeseg.explain.sheet import GAP, Lettering, bar_block, framed, legend_block, line_up, stack, with_margin
+from activeseg.explain.panels import Panel, Row, heat, label_map, lay_out, legend, photo, total_width
+from activeseg.explain.sheet import GAP, Lettering, bar_block, framed, line_up, stack, with_margin
 
 __all__ = [
     "ClassRow",
@@ -118,12 +118,11 @@ def _sheet(rows: Sequence[PanelRow], headings: Sequence[str], label_set: LabelSe
     has_bar = any(row.entropy is not None for row in rows)
 
     def foot(widths: Sequence[int], letters: Lettering) -> list[Image.Image]:
-        entries = seen_classes(masks, label_set)
         left = total_width(widths) - (widths[-1] + GAP if has_bar else 0)
-        legend = legend_block(entries, left, letters) if entries else None
+        blocks = legend(masks, label_set, left, letters)
         if not has_bar:
-            return [legend] if legend else []
-        return [line_up([legend, bar_block(widths[-1], scale, letters)], [left, widths[-1]])]
+            return blocks
+        return [line_up([stack(blocks) if blocks else None, bar_block(widths[-1], scale, letters)], [left, widths[-1]])]
 
     lines = [Row([panels[c] for c in used], row.caption) for row, panels in zip(rows, drawn, strict=True)]
     return lay_out([headings[c] for c in used], lines, foot=foot)

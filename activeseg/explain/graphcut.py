@@ -35,12 +35,21 @@ def graph_cut_mask(
     give the same mask. Images with a side above LONGEST_SIDE are cut at that size.
     Raises SaliencyError as `seed_map`, ImageError where sizes differ, and ConfigError for quantiles out of order.
     """
+    return graph_cut(image, saliency, foreground=foreground, background=background, iterations=iterations)[0]
+
+
+def graph_cut(
+    image: Pixels, saliency: Saliency, *, foreground: float = 0.95, background: float = 0.30, iterations: int = 0
+) -> tuple[BoolMask, npt.NDArray[np.int8]]:
+    """The mask (H, W) bool of `graph_cut_mask` and the seeds it was cut from, (H, W) int8 as `seed_map` gives them.
+
+    Of images with a side above LONGEST_SIDE they are the seeds of the smaller image, enlarged.
+    """
     if image.shape != (*saliency.shape, 3) or image.dtype != np.uint8:
         raise ImageError(f"expected an image {(*saliency.shape, 3)} uint8, as its saliency; got {image.shape} {image.dtype}")
     small, seeds = _shrunk(image), seed_map(_shrunk(saliency), foreground=foreground, background=background)
     found = _largest_component(_cut(small, seeds, iterations))
-    size = image.shape[1], image.shape[0]
-    return np.asarray(cv2.resize(found.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST), np.bool_)
+    return _enlarged(found.astype(np.uint8), saliency.shape).astype(np.bool_), _enlarged(seeds, saliency.shape)
 
 
 def seed_map(saliency: Saliency, *, foreground: float = 0.95, background: float = 0.30) -> npt.NDArray[np.int8]:
@@ -79,6 +88,10 @@ def _cut(image: Pixels, seeds: npt.NDArray[np.int8], iterations: int) -> BoolMas
 def _largest_component(mask: BoolMask) -> BoolMask:
     _, numbers, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     return np.asarray(numbers == 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA]), np.bool_)
+
+
+def _enlarged(values: npt.NDArray[_Kind], shape: tuple[int, ...]) -> npt.NDArray[_Kind]:
+    return np.asarray(cv2.resize(values, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST), values.dtype)
 
 
 def _shrunk(values: npt.NDArray[_Kind]) -> npt.NDArray[_Kind]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.errors import ConfigError, MaskError, NotReadyError
+from activeseg.imaging.class_folders import class_folders, png_masks
 from activeseg.imaging.masks import decode_mask, decode_plane, decode_planes
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -17,15 +18,17 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _Item = TypeVar("_Item")
 
 
-def read_mask(path: Path, stem: str, label_set: LabelSet, *, size: tuple[int, ...]) -> Mask:
+def read_mask(path: Path, stem: str, label_set: LabelSet, *, size: tuple[int, ...], max_pixels: int) -> Mask:
     """The mask of the image STEM of `size` (H, W): a file, or STEM.png in a folder.
 
     Where classes overlap a file holds the planes of all classes one below the other, as activeseg stores them, and a
-    folder has a folder for each class with STEM.png in it; a class without that file is nowhere in the image.
-    Raises MaskError where it is missing or does not fit the image or the classes.
+    folder has a folder for each class, as `class_folders` says, with STEM.png in it; a class without that file is nowhere
+    in the image.
+    Raises MaskError where it is missing, has more than max_pixels pixels or does not fit the image or the classes, and
+    ConfigError as `class_folders`.
     """
     try:
-        mask = _read(path, stem, label_set, size)
+        mask = _read(path, stem, label_set, size, max_pixels)
         label_set.check_mask(mask)
     except OSError as error:
         raise MaskError(f"mask {error.filename} cannot be read: {error.strerror}") from error
@@ -59,15 +62,22 @@ def spread(items: Sequence[_Item], limit: int) -> list[_Item]:
     return [items[place] for place in places]
 
 
-def _read(path: Path, stem: str, label_set: LabelSet, size: tuple[int, ...]) -> Mask:
+def _read(path: Path, stem: str, label_set: LabelSet, size: tuple[int, ...], max_pixels: int) -> Mask:
     if not label_set.overlap:
-        return decode_mask((path / f"{stem}.png" if path.is_dir() else path).read_bytes())
+        file = png_masks(path).get(stem, path / f"{stem}.png") if path.is_dir() else path
+        return decode_mask(file.read_bytes(), max_pixels=max_pixels)
     if not path.is_dir():
-        return decode_planes(path.read_bytes(), len(label_set.names))
-    files = [path / name / f"{stem}.png" for name in label_set.names]
-    if not any(file.exists() for file in files):
+        return decode_planes(path.read_bytes(), len(label_set.names), max_pixels=max_pixels)
+    folders = class_folders(path, label_set)
+    files = {index: found for index, folder in folders.items() if (found := png_masks(folder).get(stem))}
+    if not files:
         raise MaskError(f"no {stem}.png in any folder named like a class")
-    planes = [decode_plane(file.read_bytes()) if file.exists() else np.zeros(size, np.bool_) for file in files]
-    if any(plane.shape != planes[0].shape for plane in planes):
-        raise MaskError(f"the planes of its classes differ in size, or from the image's {size[1]}x{size[0]}")
-    return np.stack(planes)
+    planes = np.zeros((len(label_set.names), *size), np.bool_)
+    for index, file in files.items():
+        plane = decode_plane(file.read_bytes(), max_pixels=max_pixels)
+        if plane.shape != planes.shape[1:]:
+            raise MaskError(
+                f"{file.parent.name}/{file.name} is {plane.shape[1]}x{plane.shape[0]}, the image is {size[1]}x{size[0]}"
+            )
+        planes[index] = plane
+    return planes

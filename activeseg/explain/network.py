@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from activeseg.core.entropy import predicted_channels
-from activeseg.errors import ConfigError
-from activeseg.explain.scores import ClassScore, evaluating
-from activeseg.imaging.decode import resize_short_side
+from activeseg.errors import ConfigError, SaliencyError
+from activeseg.explain.scores import ClassScore, as_seen, evaluating
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.classifier import Classifier
 from activeseg.records import InputPolicy
@@ -62,28 +61,38 @@ class Network:
         """The output of this name or, without one, the top one of an image (H, W, 3) uint8.
 
         The top one of a classifier is the category of the highest score, of a segmentation network the class predicted
-        on most pixels. Raises ConfigError for a name there is none of.
+        on most pixels or, where classes overlap and none is predicted anywhere, the one of the largest mean probability.
+        Raises ConfigError for a name there is none of.
         """
         if name is not None:
             return self.index_of(name)
-        if self.segmentation:
-            return int(self._predicted(image, device).sum(axis=(1, 2)).argmax())
-        return int(self._output(image, device)[0].argmax())
+        output = self._output(image, device)
+        if not self.segmentation:
+            return int(output[0].argmax())
+        pixels = self._predicted(output).sum(axis=(1, 2))
+        return int(pixels.argmax() if pixels.any() else torch.sigmoid(output[0]).mean(dim=(1, 2)).argmax())
 
     def region(self, image: Pixels, target: int, *, device: torch.device) -> npt.NDArray[np.bool_]:
-        """Where a segmentation network predicts an output, (h, w) bool at the size of its input."""
-        region: npt.NDArray[np.bool_] = self._predicted(image, device)[target]
+        """Where a segmentation network predicts an output, (h, w) bool at the size of its input.
+
+        Raises SaliencyError where that is nowhere.
+        """
+        region: npt.NDArray[np.bool_] = self._predicted(self._output(image, device))[target]
+        if not region.any():
+            raise SaliencyError(
+                f"{self.name} predicts {self.outputs[target]} on no pixel of this image; leave out --predicted-only"
+            )
         return region
 
-    def _predicted(self, image: Pixels, device: torch.device) -> npt.NDArray[np.bool_]:
-        """(C, h, w)."""
-        predicted = predicted_channels(self._output(image, device), sigmoid=self.sigmoid)[0].cpu().numpy()
+    def _predicted(self, output: torch.Tensor) -> npt.NDArray[np.bool_]:
+        """Logits (1, C, h, w) -> (C, h, w)."""
+        predicted = predicted_channels(output, sigmoid=self.sigmoid)[0].cpu().numpy()
         planes: npt.NDArray[np.bool_] = predicted if self.sigmoid else np.arange(len(self.outputs))[:, None, None] == predicted
         return planes
 
     def _output(self, image: Pixels, device: torch.device) -> torch.Tensor:
         score = ClassScore(self.module, self.policy, 0, self.segmentation)
         with evaluating(self.module, device), torch.no_grad():
-            inputs = score.to_inputs(score.tensor(resize_short_side(image, self.policy.short_side), device))
+            inputs = score.to_inputs(score.tensor(as_seen(image, self.policy), device))
             output: torch.Tensor = self.module(inputs)["out"] if self.segmentation else self.module(inputs)
         return output

@@ -12,10 +12,12 @@ from PIL import Image
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.explain.heatmap import Scale
 from activeseg.explain.overlay import NO_CLASS_COLOR, UNLABELED_COLOR, Pixels, colorize, overlay
-from activeseg.explain.sheet import GAP, Color, Lettering, framed, line_up, stack, text_block, with_margin
+from activeseg.explain.sheet import GAP, Color, Lettering, framed, legend_block, line_up, stack, text_block, with_margin
 
 SHEET_WIDTH = 1348
 """Pixels: four columns of 320 and their frames."""
+
+SEVERAL_CLASSES = "several classes: the mean of their colours"
 
 _LARGEST_PANEL = 642
 _LEAST_COLUMN = 160
@@ -74,8 +76,8 @@ def lay_out(headings: Sequence[str], rows: Sequence[Row], *, foot: Foot | None =
     """The rows below each other, at most `width` pixels wide; headings above the first, `foot` below the last."""
     letters = Lettering()
     columns = len(headings)
-    side = min(_LARGEST_PANEL, (width - 2 * GAP - (columns - 1) * GAP) // columns)
-    panels = [[framed(panel(side - 2)) if panel else None for panel in row.panels] for row in rows]
+    side = panel_side(columns, width=width)
+    panels = [[framed(panel(side)) if panel else None for panel in row.panels] for row in rows]
     widths = [max([_LEAST_COLUMN, *(panel.width for panel in column if panel)]) for column in zip(*panels, strict=True)]
     blocks: list[Image.Image] = []
     if any(headings):
@@ -85,6 +87,26 @@ def lay_out(headings: Sequence[str], rows: Sequence[Row], *, foot: Foot | None =
         blocks.append(line_up(line, widths))
         blocks += row.below(widths, letters) if row.below else []
     return with_margin(stack([*blocks, *(foot(widths, letters) if foot else [])]))
+
+
+def panel_side(columns: int, *, width: int = SHEET_WIDTH) -> int:
+    """Pixels a panel may be wide and high where there are so many beside each other."""
+    return min(_LARGEST_PANEL, (width - 2 * GAP - (columns - 1) * GAP) // columns) - 2
+
+
+def shrunk(image: Pixels, masks: Sequence[Mask], side: int) -> tuple[Pixels, list[Mask]]:
+    """An image (H, W, 3) uint8 and masks of its size as panels of `side` pixels show them; unchanged where they fit.
+
+    Pixels are averaged, classes are those at the nearest pixel.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) <= side:
+        return image, list(masks)
+    small = np.asarray(_fit(Image.fromarray(image), side, Image.Resampling.BOX))
+    rows, columns = (
+        (np.arange(new) * 2 + 1) * old // (2 * new) for new, old in zip(small.shape[:2], (height, width), strict=True)
+    )
+    return small, [np.ascontiguousarray(mask[..., rows[:, None], columns]) for mask in masks]
 
 
 def _above(row: Row, widths: Sequence[int], letters: Lettering) -> list[Image.Image]:
@@ -102,8 +124,25 @@ def total_width(widths: Sequence[int]) -> int:
     return sum(widths) + GAP * (len(widths) - 1)
 
 
-def seen_classes(masks: Sequence[Mask], label_set: LabelSet) -> list[tuple[str, Color]]:
-    """Names and colours of the classes in any of the masks, in their order, for a legend."""
+def legend(
+    masks: Sequence[Mask], label_set: LabelSet, width: int, letters: Lettering, *, over_image: bool = False
+) -> list[Image.Image]:
+    """Blocks that say what the colours of the masks mean; none where there is nothing to say.
+
+    over_image: the masks are laid over images, which show through where there is no class.
+    """
+    entries = seen_classes(masks, label_set, over_image=over_image)
+    blocks = [legend_block(entries, width, letters)] if entries else []
+    if label_set.overlap and any((mask.sum(axis=0, dtype=np.uint8) > 1).any() for mask in masks):
+        blocks.append(text_block(SEVERAL_CLASSES, width, letters))
+    return blocks
+
+
+def seen_classes(masks: Sequence[Mask], label_set: LabelSet, *, over_image: bool = False) -> list[tuple[str, Color]]:
+    """Names and colours of the classes in any of the masks, in their order, for a legend.
+
+    Last, unless masks are laid over images, comes the colour of pixels that have no class.
+    """
     if label_set.overlap:
         shown = np.zeros(len(label_set.names), np.bool_)
         for mask in masks:
@@ -114,6 +153,8 @@ def seen_classes(masks: Sequence[Mask], label_set: LabelSet) -> list[tuple[str, 
         for mask in masks:
             shown[mask.ravel()] = True
         last = [("not labelled", UNLABELED_COLOR)] if shown[UNLABELED] else []
+    if over_image:
+        last = []
     classes = zip(shown, label_set.names, label_set.colors, strict=False)
     return [(name, color) for is_shown, name, color in classes if is_shown] + last
 

@@ -9,8 +9,7 @@ from PIL import Image
 from torch import nn
 
 from activeseg.errors import NonFiniteScoreError
-from activeseg.explain.scores import ClassScore, evaluating
-from activeseg.imaging.decode import resize_short_side
+from activeseg.explain.scores import ClassScore, as_seen, evaluating
 from activeseg.records import InputPolicy
 
 
@@ -28,13 +27,14 @@ def saliency_map(
 
     S_c is the class's score before softmax: output `target` of a classification network; with `segmentation` the sum of
     channel `target` over all pixels, or over `region` (H, W) bool only. I are the pixels on the scale 0..255 after the
-    policy's resize and before its mean and std, so M is score per grey level. Where the policy resizes, M is brought
-    back to (H, W) bilinearly. For a grey image, three equal channels, M is still the largest of the three.
+    policy's resize and before its mean and std, so M is score per grey level. Where that would be more than LARGEST_INPUT
+    pixels, they are shrunk to it (`as_seen`). Where they were resized, M is brought back to (H, W) bilinearly. For a grey
+    image, three equal channels, M is still the largest of the three.
     Raises ConfigError for an unknown target and NonFiniteScoreError for a gradient that is NaN or infinite.
     """
     score = ClassScore(module, policy, target, segmentation)
     with evaluating(module, device):
-        image = score.tensor(resize_short_side(pixels, policy.short_side), device).requires_grad_(True)
+        image = score.tensor(as_seen(pixels, policy), device).requires_grad_(True)
         wanted = torch.from_numpy(region).to(device) if region is not None else None
         (gradient,) = torch.autograd.grad(score.total(score.to_inputs(image), wanted), image)
     saliency = gradient[0].abs().amax(dim=0).float().cpu().numpy()

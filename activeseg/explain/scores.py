@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,29 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activeseg.errors import ConfigError
+from activeseg.imaging.decode import resize_short_side
 from activeseg.records import InputPolicy
+
+LARGEST_INPUT = 1_500_000
+"""Pixels. Larger images are shrunk to this: a backward pass keeps all layers, some 1.6 GB for each million pixels."""
+
+
+def as_seen(image: npt.NDArray[np.uint8], policy: InputPolicy) -> npt.NDArray[np.uint8]:
+    """An image (H, W, 3) uint8 at the size at which its gradient is taken: the policy's, at most LARGEST_INPUT pixels."""
+    height, width = image.shape[:2]
+    scale = (policy.short_side or min(height, width)) / min(height, width)
+    if height * scale * width * scale <= LARGEST_INPUT:
+        return resize_short_side(image, policy.short_side)
+    scale = math.sqrt(LARGEST_INPUT / (height * width))
+    short = max(1, int(min(height, width) * scale))
+    long = min(int(max(height, width) * scale), LARGEST_INPUT // short)
+    size = (long, short) if width > height else (short, long)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 @dataclass(frozen=True, slots=True)

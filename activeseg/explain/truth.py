@@ -12,10 +12,11 @@ from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.core.metrics import ConfusionMatrix, OverlapCounts, smoothed
 from activeseg.errors import ConfigError, MaskError
 from activeseg.explain.overlay import Pixels
-from activeseg.explain.panels import Foot, Row, label_map, laid_over, lay_out, photo, seen_classes, total_width
-from activeseg.explain.sheet import Lettering, TableRow, legend_block, stack, table_block, text_block
+from activeseg.explain.panels import Foot, Row, label_map, laid_over, lay_out, legend, panel_side, photo, shrunk, total_width
+from activeseg.explain.sheet import Lettering, TableRow, stack, table_block, text_block
 from activeseg.records import ClassMetric
 
+_HEADINGS = ("image", "prediction", "truth")
 _FORMULAS = {
     False: "IoU = TP / (TP + FP + FN), Dice = 2 TP / (2 TP + FP + FN)",
     True: "IoU = (I + s) / (U + s), Dice = 2 (I + s) / (areas + s), s = 0.00001",
@@ -24,12 +25,25 @@ _FORMULAS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compared:
-    """An image (H, W, 3) uint8, its predicted and its true mask of the label set's kind, and what stands above them."""
+    """An image, its predicted and its true mask as a figure shows them, their scores, and what stands above them."""
 
     image: Pixels
     prediction: Mask
     truth: Mask
+    scores: tuple[ClassMetric, ...]
     caption: str = ""
+
+
+def compare(image: Pixels, prediction: Mask, truth: Mask, label_set: LabelSet, *, caption: str = "") -> Compared:
+    """`image_scores` from all pixels of an image (H, W, 3) uint8 and its masks; then they are shrunk to their panels.
+
+    So many large images fit into memory. Raises MaskError as `image_scores`, and for masks of another size than the image.
+    """
+    if image.shape[:2] != truth.shape[-2:]:
+        raise MaskError(f"expected masks of the image's size {image.shape[:2]} (height, width); got {truth.shape[-2:]}")
+    scores = tuple(image_scores(prediction, truth, label_set))
+    small, [predicted, true] = shrunk(image, (prediction, truth), panel_side(len(_HEADINGS)))
+    return Compared(small, predicted, true, scores, caption)
 
 
 def image_scores(prediction: Mask, truth: Mask, label_set: LabelSet) -> list[ClassMetric]:
@@ -59,7 +73,7 @@ def truth_figure(items: Sequence[Compared], label_set: LabelSet, *, documents: b
     """A row per image: image | prediction | truth, and below it IoU and Dice of each class of its truth, best first.
 
     documents: the scores are the documents' smoothed ones. The legend names all classes seen.
-    Raises ConfigError without an item and MaskError as `image_scores`.
+    Raises ConfigError without an item.
     """
     if not items:
         raise ConfigError("a figure needs at least one image; got none")
@@ -67,7 +81,7 @@ def truth_figure(items: Sequence[Compared], label_set: LabelSet, *, documents: b
         Row(
             (photo(item.image), label_map(item.prediction, label_set), label_map(item.truth, label_set)),
             item.caption,
-            below=_score_list(image_scores(item.prediction, item.truth, label_set), label_set, documents=documents),
+            below=_score_list(item.scores, label_set, documents=documents),
         )
         for item in items
     ]
@@ -76,14 +90,15 @@ def truth_figure(items: Sequence[Compared], label_set: LabelSet, *, documents: b
     def foot(widths: Sequence[int], letters: Lettering) -> list[Image.Image]:
         note = f"{_FORMULAS[documents]}, from the pixels of one image; classes of its truth, best first"
         width = total_width(widths)
-        return [text_block(note, width, letters), legend_block(seen_classes(masks, label_set), width, letters)]
+        return [text_block(note, width, letters), *legend(masks, label_set, width, letters)]
 
-    return lay_out(("image", "prediction", "truth"), rows, foot=foot)
+    return lay_out(_HEADINGS, rows, foot=foot)
 
 
 def contact_sheet(items: Sequence[tuple[Pixels, Mask, str]], label_set: LabelSet, *, pairs: int = 2) -> Image.Image:
     """A grid of (image, mask, name): each image beside the same with its mask laid over it, `pairs` in a row.
 
+    Of large images hand over what `for_sheet` makes of them: the sheet shows no more.
     Raises ConfigError without an item and MaskError for a mask that does not fit its image.
     """
     if not items or pairs < 1:
@@ -102,9 +117,20 @@ def contact_sheet(items: Sequence[tuple[Pixels, Mask, str]], label_set: LabelSet
     masks = [mask for _, mask, _ in items]
 
     def foot(widths: Sequence[int], letters: Lettering) -> list[Image.Image]:
-        return [legend_block(seen_classes(masks, label_set), total_width(widths), letters)]
+        return legend(masks, label_set, total_width(widths), letters, over_image=True)
 
     return lay_out([""] * (2 * columns), rows, foot=foot)
+
+
+def for_sheet(image: Pixels, mask: Mask, *, pairs: int) -> tuple[Pixels, Mask]:
+    """An image and its mask as large as a contact sheet with so many pairs in a row shows them.
+
+    Raises MaskError for a mask that does not fit its image.
+    """
+    if image.shape[:2] != mask.shape[-2:]:
+        raise MaskError(f"expected a mask of the image's size {image.shape[:2]} (height, width); got {mask.shape[-2:]}")
+    small, [shown] = shrunk(image, (mask,), panel_side(2 * pairs))
+    return small, shown
 
 
 def _score_list(scores: Sequence[ClassMetric], label_set: LabelSet, *, documents: bool) -> Foot:

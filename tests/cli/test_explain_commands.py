@@ -58,6 +58,14 @@ def test_a_class_that_is_asked_for_is_drawn_however_rare(trained: CommandLine, b
     assert [name for name in names(data) if "class-" in name] == ["ball_0200-class-ball.png"]
 
 
+def test_a_class_named_twice_counts_once(trained: CommandLine, ball: Path, tmp_path: Path) -> None:
+    once = trained("explain", "image", ball, "--class", "ball", "--out", tmp_path, "--json").data
+    twice = trained("explain", "image", ball, "--class", "ball", "--class", "ball", "--out", tmp_path, "--json").data
+    assert twice == once
+    assert "ball, ball" not in trained("explain", "image", ball, *["--class", "ball"] * 2, "--out", tmp_path).out
+    assert names(trained("explain", "image", ball, *["--probability", "ball"] * 2, "--out", tmp_path, "--json").data)
+
+
 def test_what_no_network_says_cannot_be_drawn(trained: CommandLine, ball: Path, tmp_path: Path) -> None:
     arguments = ("explain", "image", ball, "--out", tmp_path)
     assert "'void' is ignored" in trained(*arguments, "--probability", "void").error
@@ -104,6 +112,16 @@ def test_a_class_model_is_written_as_it_grows(trained: CommandLine, tmp_path: Pa
     assert Image.open(tmp_path / "ball-class-model.png").size == (32, 32)
 
 
+def test_a_folder_that_cannot_be_made_is_noticed_before_the_work(
+    trained: CommandLine, ball: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("it began to climb")
+
+    monkeypatch.setattr("activeseg.explain.ascent.class_model", refuse)
+    assert "File exists" in trained("explain", "class-model", "--class", "ball", "--out", ball).error
+
+
 def test_a_figure_lists_the_classes_of_the_truth_best_first(trained: CommandLine, ball: Path, tmp_path: Path) -> None:
     truth = ball.parents[1] / "masks"
     data = trained("explain", "figure", ball, "--truth", truth / ball.name, "--out", tmp_path, "--json").data
@@ -116,6 +134,26 @@ def test_a_figure_lists_the_classes_of_the_truth_best_first(trained: CommandLine
     assert "ball_0201.png" in both.out
     assert "expected 2 masks" in trained("explain", "figure", ball, ball, "--truth", truth / ball.name).error
     assert "cannot be read" in trained("explain", "figure", ball, "--truth", tmp_path / "none.png").error
+
+
+def test_a_sheet_keeps_no_image_larger_than_it_draws_it(
+    trained: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        Image.new("RGB", (1500, 1200)).save(tmp_path / f"images/{number}.png")
+        Image.new("L", (1500, 1200)).save(tmp_path / f"masks/{number}.PNG")
+    handed: list[tuple[int, ...]] = []
+
+    def watched(items: list[tuple[np.ndarray, np.ndarray, str]], *rest: object, **options: object) -> Image.Image:
+        handed.extend(array.shape[:2] for image, mask, _ in items for array in (image, mask))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("activeseg.explain.truth.contact_sheet", watched)
+    folders = ("--images", tmp_path / "images", "--masks", tmp_path / "masks")
+    trained("explain", "sheet", *folders, "--out", tmp_path)
+    assert handed == [(256, 320)] * 6
 
 
 def test_a_contact_sheet_comes_from_the_database_or_from_folders(trained: CommandLine, ball: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from activeseg.core.calibration import BINS, Calibration
 from activeseg.errors import ConfigError, MaskError
+from tests.allocations import Allocations
 
 
 def random_batch(seed: int, *shape: int, scale: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,6 +80,23 @@ def test_overlapping_classes_are_binary_decisions() -> None:
     assert figures.ece == pytest.approx(error.compute().item(), rel=1e-5)
     assert sum(one.count for one in figures.bins) == counted.sum()
     assert not any(one.count for one in figures.bins if one.high <= 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2)], ids=["lines", "channels last", "columns"])
+def test_overlapping_classes_are_counted_a_channel_at_a_time(order: tuple[int, ...]) -> None:
+    """The decisions of all channels at once, with their places and weights, would take many times the logits."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, 16, 40, 64, generator=generator)
+    logits = logits.permute(order).contiguous().permute(*np.argsort(order).tolist())  # as it lies in memory
+    truth = (torch.rand(logits.shape, generator=generator) < 0.3).to(torch.uint8)
+    calibration = Calibration(sigmoid=True)
+    with Allocations() as made:
+        calibration.update(logits, truth)
+    one_channel = 8 * 40 * 64  # int64 or float64
+    assert 0 < made.largest <= one_channel
+    by_hand = F.binary_cross_entropy_with_logits(logits.double(), truth.double())
+    assert calibration.compute().nll == pytest.approx(by_hand.item(), rel=1e-6)
 
 
 def test_closed_forms() -> None:

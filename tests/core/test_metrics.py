@@ -23,6 +23,7 @@ from torchmetrics.classification import (
 from activeseg.core.labels import LabelSet
 from activeseg.core.metrics import ConfusionMatrix, OverlapCounts, class_iou, mean_iou, smoothed
 from activeseg.errors import ConfigError, MaskError
+from tests.allocations import Allocations
 
 Array = npt.NDArray[Any]
 
@@ -362,3 +363,28 @@ def test_smoothed_rewards_absent_classes_and_mean_iou_does_not_know_them() -> No
 def test_smoothed_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="counts"):
         smoothed(np.zeros(shape, np.int64))
+
+
+def test_overlapping_classes_are_counted_a_channel_at_a_time() -> None:
+    """Widened as a whole, the truth of a photograph of 12 megapixels and 21 classes would take two gigabytes."""
+    generator = torch.Generator().manual_seed(4)
+    truth = (torch.rand(2, 16, 40, 64, generator=generator) < 0.3).to(torch.uint8)
+    predicted = torch.rand(truth.shape, generator=generator) < 0.5
+    truth[:, :, :3] = 255
+    counts = OverlapCounts(16)
+    with Allocations() as made:
+        counts.update(predicted, truth)
+    assert 0 < made.largest <= 8 * 2 * 40 * 64
+    yes, counted = (truth == 1).numpy(), (truth != 255).numpy()
+    by_hand = [(array & counted).sum(axis=(0, 2, 3)) for array in (yes & predicted.numpy(), yes, predicted.numpy())]
+    np.testing.assert_array_equal(counts.counts, by_hand)
+    assert counts.decisions == counted.sum()
+
+
+def test_a_truth_that_does_not_fit_leaves_the_counts_as_they_were() -> None:
+    counts, truth = OverlapCounts(2), torch.zeros(2, 3, 3, dtype=torch.uint8)
+    truth[1, 0, 0] = 7
+    with pytest.raises(MaskError, match="got up to 7"):
+        counts.update(torch.ones(2, 3, 3, dtype=torch.bool), truth)
+    assert not counts.counts.any()
+    assert counts.decisions == 0

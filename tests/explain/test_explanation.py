@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from activeseg.core.labels import LabelSet
-from activeseg.errors import ConfigError
+from activeseg.errors import ConfigError, SaliencyError
 from activeseg.explain.attribution import localise, saliency_of, saliency_pictures
 from activeseg.explain.explanation import confidences, explain_pixels
 from activeseg.explain.heatmap import Scale, stretched
@@ -74,6 +74,36 @@ def test_the_top_class_is_the_one_on_most_pixels(label_set: LabelSet) -> None:
     np.testing.assert_array_equal(
         network.region(image, target, device=CPU), mask[target] if label_set.overlap else mask == target
     )
+
+
+class Constant(torch.nn.Module):
+    """Logits that are the same at every pixel."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits)[:, None, None])
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": (self.logits + 0 * images[:, :1]).expand(-1, len(self.logits), *images.shape[2:])}
+
+
+def constant(label_set: LabelSet, *logits: float) -> Network:
+    return Network.of_segmenter(replace(segmenter(label_set), module=Constant(*logits)))
+
+
+@pytest.mark.parametrize("label_set", [CLASSES, OVERLAPPING], ids=["exclusive", "overlapping"])
+def test_a_class_that_is_predicted_nowhere_has_no_saliency_where_it_is_predicted(label_set: LabelSet) -> None:
+    image, _ = draw_ball(2)
+    network = constant(label_set, 1.0, -2.0, -1.0)
+    saliency_of(network, image, 0, device=CPU, predicted_only=True)
+    with pytest.raises(SaliencyError, match="random predicts ball on no pixel of this image; leave out --predicted-only"):
+        saliency_of(network, image, 2, device=CPU, predicted_only=True)
+    assert saliency_of(network, image, 2, device=CPU).shape == image.shape[:2]
+
+
+def test_where_no_class_is_predicted_the_top_one_is_the_likeliest() -> None:
+    image, _ = draw_ball(2)
+    assert constant(OVERLAPPING, -3.0, -2.0, -1.0).target(image, None, device=CPU) == 2
 
 
 def test_saliency_leads_to_one_object() -> None:

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import squeezenet1_1
 
 from activeseg.errors import ConfigError, NonFiniteScoreError
 from activeseg.explain.class_model import Ascent, class_model, climb
+from activeseg.explain.network import Network
 from activeseg.explain.saliency import saliency_map
-from activeseg.explain.scores import ClassScore
+from activeseg.explain.scores import LARGEST_INPUT, ClassScore, as_seen
+from activeseg.imaging.decode import resize_short_side
 from activeseg.nn.zoo import build_model
 from activeseg.records import InputPolicy
 
@@ -103,6 +106,44 @@ def test_saliency_comes_back_at_the_images_own_size() -> None:
     saliency = saliency_map(module, random_image(50, 33), policy, target=0, segmentation=True, device=CPU)
     assert saliency.shape == (50, 33)
     assert saliency.min() >= 0 < saliency.max()
+
+
+class Seen(nn.Module):
+    """A classifier that notes the size of what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(tuple(images.shape[-2:]))
+        return (self.weight * images).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side"),
+    [((3000, 4000), None), ((4000, 3000), 2000), ((20, 3000), 256), ((1, 2_000_000), None), ((1200, 1250), None)],
+)
+def test_no_backward_pass_is_of_more_pixels_than_memory_holds(size: tuple[int, int], short_side: int | None) -> None:
+    """A narrow strip is long where its short side is the policy's; a photograph has many pixels without any policy."""
+    module, policy = Seen(), InputPolicy(short_side, POLICY.mean, POLICY.std)
+    image = np.zeros((*size, 3), np.uint8)
+    assert saliency_map(module, image, policy, target=0, segmentation=False, device=CPU).shape == size
+    network = Network("seen", module, policy, ("a", "b", "c"), "abc".index, segmentation=False)
+    network.target(image, None, device=CPU)
+    first, second = module.sizes
+    assert first == second == as_seen(image, policy).shape[:2]
+    assert LARGEST_INPUT * 0.9 < first[0] * first[1] <= LARGEST_INPUT
+    if min(size) > 100:
+        assert first[1] / first[0] == pytest.approx(size[1] / size[0], rel=0.01)
+
+
+def test_an_image_the_memory_holds_is_seen_as_the_policy_says() -> None:
+    image = random_image(50, 70)
+    for short_side in (None, 24, 90):
+        seen = as_seen(image, InputPolicy(short_side, POLICY.mean, POLICY.std))
+        np.testing.assert_array_equal(seen, resize_short_side(image, short_side))
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -212,6 +253,13 @@ def test_the_seed_decides() -> None:
         return class_model(module, POLICY, target=0, segmentation=False, device=CPU, ascent=ascent).image.tobytes()
 
     assert made(1) == made(1) != made(2)
+
+
+def test_a_size_the_network_cannot_take_is_an_error_of_the_size() -> None:
+    """SqueezeNet has nothing left of 8x8 pixels after its poolings."""
+    module = squeezenet1_1(num_classes=3)
+    with pytest.raises(ConfigError, match=r"cannot take an image of 9x8 pixels \(.+\); choose another --size"):
+        class_model(module, POLICY, target=0, segmentation=False, device=CPU, ascent=Ascent(steps=1, size=(8, 9)))
 
 
 def test_what_cannot_be_climbed_is_refused() -> None:

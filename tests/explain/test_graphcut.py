@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from activeseg.errors import ConfigError, DataError, ImageError, SaliencyError
-from activeseg.explain.graphcut import LONGEST_SIDE, graph_cut_mask, seed_map
+from activeseg.explain.attribution import localise
+from activeseg.explain.graphcut import LONGEST_SIDE, graph_cut, graph_cut_mask, seed_map
 
 
 def plant(seed: int, *, height: int = 96, width: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,6 +75,24 @@ def test_a_large_image_is_cut_at_a_smaller_size_and_answered_at_its_own() -> Non
     mask = graph_cut_mask(large, larger_saliency)
     assert mask.shape == larger_truth.shape
     assert overlap(mask, larger_truth) >= 0.8
+
+
+@pytest.mark.parametrize("factor", [1, 10])
+def test_the_seeds_handed_back_are_those_of_the_cut(factor: int) -> None:
+    """Seeds keep their side of the cut, so all that are the object's and touch it lie inside, all others outside."""
+    image, saliency, _ = plant(3)
+    large, larger = image.repeat(factor, 0).repeat(factor, 1), saliency.repeat(factor, 0).repeat(factor, 1)
+    # What is fine is gone at the size of the cut: quantiles of the large map would be other places.
+    larger = larger * np.random.default_rng(0).gamma(1.0, 1.0, larger.shape).astype(np.float32)
+    mask, seeds = graph_cut(large, larger)
+    assert (seeds.shape, seeds.dtype) == (mask.shape, np.int8)
+    assert not mask[seeds < 0].any()
+    assert (seeds > 0)[mask].any()
+    if factor > 1:
+        steps = np.count_nonzero(np.diff(seeds, axis=1), axis=1)
+        assert steps.max() < LONGEST_SIDE
+        assert (seeds != seed_map(larger)).any()
+    np.testing.assert_array_equal(localise(large, larger).seeds, seeds)
 
 
 def test_seeds_are_the_quantiles() -> None:

@@ -41,8 +41,8 @@ def image(
         segmenter = read_segmenter(workspace, checkpoint)
     index_of = segmenter.spec.label_set.index_of
     look = Look(
-        classes=tuple(map(index_of, class_name or ())),
-        probabilities=tuple(map(index_of, probability or ())),
+        classes=tuple(dict.fromkeys(map(index_of, class_name or ()))),
+        probabilities=tuple(dict.fromkeys(map(index_of, probability or ()))),
         normalised=normalised,
         scale=scale,
         colormap=colormap,
@@ -52,7 +52,9 @@ def image(
     if as_json:
         print_json(report)
         return
-    what = ("normalised " if normalised else "") + (f"entropy of {', '.join(class_name)}" if class_name else "entropy")
+    what = ("normalised " if normalised else "") + (
+        f"entropy of {', '.join(dict.fromkeys(class_name))}" if class_name else "entropy"
+    )
     unit = "" if normalised else " nats"
     typer.echo(f"{report['model_version']}: {what} {report['entropy_sum']:,.1f}{unit}, {report['entropy_mean']:.3f} a pixel")
     lines = [(item["name"], item["share"], item["confidence"]) for item in report["classes"]]

@@ -39,25 +39,25 @@ def figure(
     from activeseg.explain.masks import mask_files, read_mask
     from activeseg.explain.overlay import with_palette
     from activeseg.explain.report import save_pictures
-    from activeseg.explain.truth import Compared, image_scores, truth_figure
+    from activeseg.explain.truth import compare, truth_figure
 
     with workspace_of(context) as workspace:
         segmenter, max_pixels = read_segmenter(workspace, checkpoint), workspace.settings.pool.max_pixels
     label_set, items = segmenter.spec.label_set, []
     for file, mask in zip(files, mask_files(files, truth), strict=True):
         pixels = read_image(file, max_pixels=max_pixels)
-        true = read_mask(mask, file.stem, label_set, size=pixels.shape[:2])
-        items.append(Compared(pixels, explain_pixels(segmenter, pixels).mask, true, file.name))
-    scores = [image_scores(item.prediction, item.truth, label_set) for item in items]
+        true = read_mask(mask, file.stem, label_set, size=pixels.shape[:2], max_pixels=max_pixels)
+        items.append(compare(pixels, explain_pixels(segmenter, pixels).mask, true, label_set, caption=file.name))
     drawn = truth_figure(items, with_palette(label_set, palette), documents=documents)
     written = save_pictures({"truth": drawn}, out, files[0].stem if len(files) == 1 else f"{files[0].stem}-and-more")
     if as_json:
-        images = [{"image": item.caption, "classes": list(map(asdict, rows))} for item, rows in zip(items, scores, strict=True)]
+        images = [{"image": item.caption, "classes": list(map(asdict, item.scores))} for item in items]
         print_json({"model_version": segmenter.model_version, "images": images, "files": written})
         return
-    for item, rows in zip(items, scores, strict=True):
+    for item in items:
         lines = [
-            (row.name, row.smoothed_iou, row.smoothed_dice) if documents else (row.name, row.iou, row.dice) for row in rows
+            (row.name, row.smoothed_iou, row.smoothed_dice) if documents else (row.name, row.iou, row.dice)
+            for row in item.scores
         ]
         print_table(("class", "IoU", "Dice"), lines, title=item.caption)
     for path in written:
@@ -80,13 +80,17 @@ def sheet(
     """A contact sheet: each image beside the same with its annotation laid over it."""
     from activeseg.errors import ConfigError
     from activeseg.explain.overlay import with_palette
-    from activeseg.explain.truth import contact_sheet
+    from activeseg.explain.truth import contact_sheet, for_sheet
 
     if (images is None) != (masks is None) or (images is not None and split is not None):
         raise ConfigError("expected --split, or --images together with --masks")
     with workspace_of(context) as workspace:
-        found = _from_folders(workspace, images, masks, limit) if images and masks else _of_split(workspace, split, limit)
-        items = list(found)
+        count, found = (
+            _from_folders(workspace, images, masks, limit) if images and masks else _of_split(workspace, split, limit)
+        )
+        # Shrunk as they come: at their own size a few photographs would fill the memory.
+        beside = min(pairs, count)
+        items = [(*for_sheet(pixels, mask, pairs=beside), name) for pixels, mask, name in found]
         drawn = contact_sheet(items, with_palette(workspace.label_set, palette), pairs=pairs)
     out.mkdir(parents=True, exist_ok=True)
     written = out / "sheet.png"
@@ -97,7 +101,8 @@ def sheet(
     typer.echo(f"{len(items)} images\n{written}")
 
 
-def _of_split(workspace: Workspace, split: str | None, limit: int) -> Iterator[tuple[Pixels, Mask, str]]:
+def _of_split(workspace: Workspace, split: str | None, limit: int) -> tuple[int, Iterator[tuple[Pixels, Mask, str]]]:
+    """How many annotated images, and each when its turn comes."""
     from activeseg.db import truth
     from activeseg.db.models import Split
     from activeseg.errors import ConfigError, NotReadyError
@@ -110,14 +115,23 @@ def _of_split(workspace: Workspace, split: str | None, limit: int) -> Iterator[t
         items = truth.current(session, split=Split(wanted))
     if not items:
         raise NotReadyError(f"no annotations in split {wanted}: label some, or import them with `activeseg dataset import`")
-    for item in spread(items, limit):
-        yield *workspace.read_labeled(item), Path(item.image.uri).name
+    chosen = spread(items, limit)
+    return len(chosen), ((*workspace.read_labeled(item), Path(item.image.uri).name) for item in chosen)
 
 
-def _from_folders(workspace: Workspace, images: Path, masks: Path, limit: int) -> Iterator[tuple[Pixels, Mask, str]]:
+def _from_folders(
+    workspace: Workspace, images: Path, masks: Path, limit: int
+) -> tuple[int, Iterator[tuple[Pixels, Mask, str]]]:
+    """As `_of_split`."""
     from activeseg.explain.explanation import read_image
     from activeseg.explain.masks import image_files, read_mask, spread
 
-    for file in spread(image_files(images), limit):
-        pixels = read_image(file, max_pixels=workspace.settings.pool.max_pixels)
-        yield pixels, read_mask(masks, file.stem, workspace.label_set, size=pixels.shape[:2]), file.name
+    max_pixels = workspace.settings.pool.max_pixels
+
+    def read(file: Path) -> tuple[Pixels, Mask, str]:
+        pixels = read_image(file, max_pixels=max_pixels)
+        mask = read_mask(masks, file.stem, workspace.label_set, size=pixels.shape[:2], max_pixels=max_pixels)
+        return pixels, mask, file.name
+
+    chosen = spread(image_files(images), limit)
+    return len(chosen), map(read, chosen)
