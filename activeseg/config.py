@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from activeseg.errors import ConfigError
@@ -23,6 +23,8 @@ ENV_PREFIX = "ACTIVESEG_"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(gt=0)]
+# A variable holds text, and pydantic takes no text for a Literal of numbers.
+Stride = Annotated[Literal[4, 8, 16, 32], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
 
 
 class Section(BaseModel):
@@ -86,7 +88,7 @@ class ModelSection(Section):
         le=4,
         description="channel multiplier of the encoder (fcn32s_vgg16, fcn16s_vgg16, fcn8s_vgg16 and fcn_mobilenet_v2 only)",
     )
-    decoder_stride: Literal[4, 8, 16, 32] = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
+    decoder_stride: Stride = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
     upsampling: Literal["transposed", "bilinear"] = Field(
         "transposed",
         description="how fcn*_vgg16 enlarge: transposed convolutions straight to the classes, or 1x1 scores first and then "

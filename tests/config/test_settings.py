@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,19 @@ def test_environment_beats_file_beats_default(tmp_path: Path, monkeypatch: pytes
     settings = load(tmp_path, "[training]\nsteps = 22\nbatch_size = 3\n")
     assert (settings.training.steps, settings.training.batch_size, settings.training.crop) == (11, 3, (32, 64))
     assert settings.training.momentum == 0.9
+
+
+@pytest.mark.parametrize(("section", "key"), keys())
+def test_every_key_can_be_set_by_the_environment(
+    section: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the very value the new file shows, as text: what the file takes, a variable takes."""
+    [value] = [v for k, v in tomllib.loads(uncommented(section, key))[section].items() if k == key]
+    text = json.dumps(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+    monkeypatch.setenv(f"ACTIVESEG_{section}__{key}".upper(), text)
+    by_variable = getattr(getattr(load(tmp_path, TEXT), section), key)
+    monkeypatch.delenv(f"ACTIVESEG_{section}__{key}".upper())
+    assert by_variable == getattr(getattr(load(tmp_path, uncommented(section, key)), section), key)
 
 
 def test_the_environment_names_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
