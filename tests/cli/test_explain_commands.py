@@ -14,6 +14,9 @@ from activeseg.explain.overlay import colorize, with_palette
 from tests.cli.commands import CommandLine
 from tests.factories import CLASSES
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ball(trained_folder: Path) -> Path:

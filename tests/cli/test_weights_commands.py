@@ -12,6 +12,9 @@ from activeseg.core.labels import parse_classes
 from activeseg.core.palette import voc_palette
 from tests.cli.commands import CommandLine
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 LIGHT = "lraspp_mobilenet_v3_large"
 
 

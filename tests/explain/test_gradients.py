@@ -19,6 +19,9 @@ from activeseg.imaging.decode import resize_short_side
 from activeseg.nn.zoo import build_model
 from activeseg.records import InputPolicy
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 POLICY = InputPolicy(None, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 STD = 255 * torch.tensor(POLICY.std, dtype=torch.float64)[:, None, None]

@@ -13,6 +13,9 @@ from activeseg.errors import CheckpointError, ConfigError
 from activeseg.nn.classifier import known_classifiers, load_classifier
 from activeseg.records import InputPolicy
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 
 def saved(folder: Path, architecture: str, **options: object) -> tuple[Path, torch.nn.Module]:
     network = get_model(architecture, weights=None, **options).eval()

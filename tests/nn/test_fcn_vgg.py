@@ -16,6 +16,9 @@ from activeseg.errors import CheckpointError
 from activeseg.nn.fcn import SkipDecoder, bilinear_kernel
 from activeseg.nn.zoo import build_model, load_pretrained
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 WIDTH = 1 / 16
 NAMES = {32: "fcn32s_vgg16", 16: "fcn16s_vgg16", 8: "fcn8s_vgg16"}
 CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))

@@ -24,6 +24,9 @@ from activeseg.nn.zoo import (
     published_weights,
 )
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 PUBLISHED = [
     "fcn_resnet50",
     "fcn_resnet101",

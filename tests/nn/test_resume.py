@@ -15,6 +15,9 @@ from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import LabeledImage
 from activeseg.nn.fit import FitResult, fit
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -12,6 +12,9 @@ from activeseg.errors import CheckpointError, ConfigError
 from activeseg.nn.geometry import enlarge, pad_input
 from activeseg.nn.zoo import ARCHITECTURES, build_model, has_aux, load_pretrained
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 SMALL = {name: {"width": 1 / 16} for name in ARCHITECTURES if name.endswith("vgg16")} | {"fcn_mobilenet_v2": {"width": 0.25}}
 SLOW = {name: pytest.mark.slow for name in ARCHITECTURES if name.endswith("resnet101")}
 WITH_AUX = [name for name in ARCHITECTURES if has_aux(name)]

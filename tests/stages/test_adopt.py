@@ -26,6 +26,9 @@ from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
 from tests.factories import CLASSES
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 LIGHT = "lraspp_mobilenet_v3_large"
 HEAVY = "deeplabv3_mobilenet_v3_large"
 

@@ -39,6 +39,9 @@ from tests.classifiers import annotator_of
 from tests.factories import CLASSES
 from tests.memory_label_studio import MemoryLabelStudio, push, section
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Workspace]
 
 SELECTION = {"bootstrap_size": 3, "query_size": 3, "refill_below": 1, "control_share": 0.0}

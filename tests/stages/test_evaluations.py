@@ -21,6 +21,9 @@ from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
 from tests.factories import draw_ball, overlapping, write_balls, write_class_folders
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Workspace]
 Train = Callable[[Workspace], None]
 

@@ -20,6 +20,9 @@ from activeseg.stages.pool import sync_pool
 from activeseg.workspace import Workspace
 from tests.classifiers import annotator_of, redness
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Workspace]
 LABELS = LabelSet(("Sky", "ball", "void"), ((0, 0, 0),) * 3, 2)
 

@@ -28,6 +28,9 @@ from tests.canonical import canonical_dump, differences
 from tests.factories import CLASSES, MODEL, TRAINING, WorkspaceFactory, write_balls
 from tests.stages.training_worker import train
 
+# Seconds, not milliseconds: left out by `make check`.
+pytestmark = pytest.mark.slow
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "activeseg.stages.train", "tests.stages.training_worker"])
 TABLES = {"pool": {"images": "pool"}, "labels": {"file": "classes.txt"}, "model": MODEL}
