@@ -1,25 +1,14 @@
-"""Settings: frozen, nested, built once from `activeseg.toml` and ACTIVESEG_* variables, then passed down.
-
-Environment beats file: `ACTIVESEG_LABELSTUDIO__URL` sets `[labelstudio] url`. An unknown key is an error. Relative paths
-are taken from the folder of the TOML file. Secrets come from the environment or from files, never from the TOML file.
-"""
+"""The sections of `activeseg.toml`: every key with its default and what it means."""
 
 from __future__ import annotations
 
-import json
-import os
-import stat
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from activeseg.errors import ConfigError
+from activeseg.config.recipes import RECIPES
 
-CONFIG_FILE = "activeseg.toml"
-ENV_PREFIX = "ACTIVESEG_"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(gt=0)]
@@ -113,31 +102,6 @@ class ModelSection(Section):
     )
 
 
-# What `recipe` gives the keys of [training] that are not set. "modern" is the defaults themselves.
-_RECIPES: dict[str, dict[str, Any]] = {
-    "modern": {},
-    # Void as a class of its own is [labels] include_void, and x / 127.5 - 1 is [model] mean and std 0.5.
-    "documents": {
-        "epochs": 70,
-        "batch_size": 64,
-        "augment": "none",
-        "crop": (224, 224),
-        "color_jitter": 0.0,
-        "learning_rate": 0.01,
-        "head_lr_factor": 1.0,
-        "schedule": "constant",
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "warmup_steps": 0,
-        "clip_norm": 0.0,
-        "class_weights": "none",
-        "ema_decay": 0.0,
-        "validate_every": 0,
-        "patience": 0,
-    },
-}
-
-
 class TrainingSection(Section):
     """The recipe."""
 
@@ -186,7 +150,7 @@ class TrainingSection(Section):
     def _fill_recipe(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        preset = dict(_RECIPES.get(str(data.get("recipe")), {}))
+        preset = dict(RECIPES.get(str(data.get("recipe")), {}))
         if "steps" in data:
             preset.pop("epochs", None)  # who sets steps means them
         return preset | data
@@ -270,200 +234,3 @@ class ServeSection(Section):
     port: int = Field(8090, gt=0, lt=65536, description="TCP port")
     token: SecretStr | None = Field(None, description="only by ACTIVESEG_SERVE__TOKEN")
     token_file: Path | None = Field(None, description="file (mode 0600) with the bearer token; made on first use")
-
-
-class Settings(BaseSettings):
-    """All settings. Build with `load_settings`."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        validate_default=False,
-        hide_input_in_errors=True,
-    )
-
-    root: Path = Field(Path("."), description="folder relative paths start from", exclude=True)
-    database: DatabaseSection = DatabaseSection()
-    artifacts: ArtifactsSection = ArtifactsSection()
-    pool: PoolSection = PoolSection()
-    labels: LabelsSection = LabelsSection()
-    model: ModelSection = ModelSection()
-    training: TrainingSection = TrainingSection()
-    scoring: ScoringSection = ScoringSection()
-    selection: SelectionSection = SelectionSection()
-    promotion: PromotionSection = PromotionSection()
-    labelstudio: LabelStudioSection = LabelStudioSection()
-    schedule: ScheduleSection = ScheduleSection()
-    serve: ServeSection = ServeSection()
-
-    @classmethod
-    def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook: environment beats file
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
-
-    @model_validator(mode="after")
-    def _query_fits(self) -> Settings:
-        if self.selection.query_size > self.selection.max_open_tasks:
-            raise ValueError("[selection] query_size must not exceed max_open_tasks")
-        return self
-
-    def path(self, path: Path) -> Path:
-        """A configured path, made absolute from the configuration's folder."""
-        return path if path.is_absolute() else (self.root / path).resolve()
-
-    @property
-    def database_url(self) -> str:
-        """The database URL; a relative SQLite file is taken from the configuration's folder."""
-        prefix = "sqlite:///"
-        url = self.database.url
-        if not url.startswith(prefix) or url.startswith(prefix + "/") or ":memory:" in url:
-            return url
-        return prefix + str(self.path(Path(url.removeprefix(prefix))))
-
-    @property
-    def images_uri(self) -> str:
-        """The pool's location; a relative folder is taken from the configuration's folder."""
-        return self.pool.images if "://" in self.pool.images else str(self.path(Path(self.pool.images)))
-
-    def labelstudio_token(self) -> SecretStr:
-        """Label Studio's token from the environment or `token_file`. Raises ConfigError where neither is set."""
-        section = self.labelstudio
-        token = section.token or (read_secret(self.path(section.token_file)) if section.token_file else None)
-        if token is None:
-            raise ConfigError(
-                "no Label Studio token: set ACTIVESEG_LABELSTUDIO__TOKEN or [labelstudio] token_file "
-                "(Label Studio: Account & Settings > Personal Access Token)"
-            )
-        return token
-
-
-def load_settings(path: Path | None = None) -> Settings:
-    """Settings from `path` (default: $ACTIVESEG_CONFIG, else ./activeseg.toml) and the environment.
-
-    Raises ConfigError with one line that names the key, what was expected and what came.
-    """
-    file = path or Path(os.environ.get("ACTIVESEG_CONFIG", CONFIG_FILE))
-    if not file.is_file():
-        raise ConfigError(f"no configuration at {file}: run `activeseg init`, or name one with --config or ACTIVESEG_CONFIG")
-    try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    _refuse_secrets(data, file)
-    _refuse_root(data, file)
-    try:
-        return Settings(root=file.resolve().parent, **data)
-    except ValidationError as error:
-        raise ConfigError(_first_problem(error, file)) from error
-    except SettingsError as error:
-        raise ConfigError(f"{error}: write lists in {ENV_PREFIX}* variables as JSON, such as [240, 320]") from error
-
-
-def read_secret(file: Path) -> SecretStr:
-    """The stripped content of a secret file. Raises ConfigError where others may read it or there is nothing in it."""
-    if not file.is_file():
-        raise ConfigError(f"secret file {file} does not exist")
-    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"secret file {file} can be read by others: chmod 600 {file}")
-    try:
-        secret = file.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        # Not chained: the error's text would show the bytes.
-        raise ConfigError(f"secret file {file} is not UTF-8 text") from None
-    except OSError as error:
-        raise ConfigError(f"secret file {file} cannot be read: {error.strerror}") from error
-    if not secret:
-        raise ConfigError(f"secret file {file} is empty")
-    return SecretStr(secret)
-
-
-def write_secret(file: Path, value: str) -> None:
-    """Write a secret file with mode 0600 from its first byte on."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(value + "\n")
-
-
-def _refuse_secrets(data: dict[str, Any], file: Path) -> None:
-    for section in ("labelstudio", "serve"):
-        table = data.get(section)
-        if isinstance(table, dict) and "token" in table:
-            raise ConfigError(f"{file}: [{section}] token does not belong in this file; use token_file or the environment")
-
-
-def _refuse_root(data: dict[str, Any], file: Path) -> None:
-    """`root` is the file's folder and no key; a variable of an unknown section would pass unseen."""
-    if "root" in data:
-        raise ConfigError(f"{file}: unknown key root; see docs/configuration.md for the known ones")
-    for name in os.environ:
-        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
-        known = section != "ROOT" and (not nested or section.lower() in Settings.model_fields)
-        if name.upper().startswith(ENV_PREFIX) and not known:
-            raise ConfigError(f"unknown setting in the environment: {name}; see docs/configuration.md for the known ones")
-
-
-def _first_problem(error: ValidationError, file: Path) -> str:
-    problem = error.errors()[0]
-    section, *keys = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
-    where = f"[{section}] {'.'.join(keys)}" if keys else section
-    variable = "__".join([f"{ENV_PREFIX}{section}", *keys[:1]]).upper()
-    source = variable if variable in map(str.upper, os.environ) else str(file)
-    if problem["type"] == "extra_forbidden":
-        return f"{source}: unknown key {where}; see docs/configuration.md for the known ones"
-    if problem["type"] == "model_type":
-        return f"{source}: {where}: expected a table, [{where}] and its keys"
-    # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
-    shown = keys and keys[0] != "token" and not isinstance(problem.get("input"), dict)
-    came = f" (got {problem.get('input')!r})" if shown else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{source}: {where}{': ' if where else ''}{message}{came}"
-
-
-def commented_toml(*, images: str, classes: str) -> str:
-    """The text of a new activeseg.toml: every key with its default and what it means; the two given ones set."""
-    given = {("pool", "images"): images, ("labels", "file"): classes}
-    lines = [
-        "# activeseg: what every key means stands in docs/configuration.md. ACTIVESEG_SECTION__KEY in the environment",
-        "# beats this file. Keys that are commented out have the value shown.",
-    ]
-    for name, section in Settings.model_fields.items():
-        kind = section.annotation
-        if not (isinstance(kind, type) and issubclass(kind, Section)):
-            continue
-        lines += ["", f"# {(kind.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
-        for key, field in kind.model_fields.items():
-            if key == "token":  # secrets never stand in this file
-                continue
-            lines.append(f"# {field.description}")
-            value = given.get((name, key), field.default)
-            prefix = "" if (name, key) in given else "# "
-            note = "  # unset" if value is None else ""
-            lines.append(f"{prefix}{key} = {toml_value(value)}{note}")
-    return "\n".join(lines) + "\n"
-
-
-def toml_value(value: Any) -> str:
-    """A value as TOML text; None, which TOML lacks, as the empty text that `Section` takes for unset."""
-    if value is None:
-        return '""'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    return repr(value) if isinstance(value, int | float) else _toml_text(str(value))
-
-
-def _toml_text(value: str) -> str:
-    # A TOML basic string is a JSON string, but for DEL, which JSON leaves as it is.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,34 @@
+"""Settings: frozen, nested, built once from `activeseg.toml` and ACTIVESEG_* variables, then passed down.
+
+Environment beats file: `ACTIVESEG_LABELSTUDIO__URL` sets `[labelstudio] url`. An unknown key is an error. Relative paths
+are taken from the folder of the TOML file. Secrets come from the environment or from files, never from the TOML file.
+"""
+
+from activeseg.config.secrets import read_secret, write_secret
+from activeseg.config.sections import (
+    LabelStudioSection,
+    ModelSection,
+    PromotionSection,
+    ScheduleSection,
+    Section,
+    TrainingSection,
+)
+from activeseg.config.settings import CONFIG_FILE, ENV_PREFIX, Settings, load_settings
+from activeseg.config.template import commented_toml, toml_value
+
+__all__ = [
+    "CONFIG_FILE",
+    "ENV_PREFIX",
+    "LabelStudioSection",
+    "ModelSection",
+    "PromotionSection",
+    "ScheduleSection",
+    "Section",
+    "Settings",
+    "TrainingSection",
+    "commented_toml",
+    "load_settings",
+    "read_secret",
+    "toml_value",
+    "write_secret",
+]

@@ -1,0 +1,163 @@
+"""All settings as one frozen value, built once from the file and the environment, then passed down."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from activeseg.config.secrets import read_secret
+from activeseg.config.sections import (
+    ArtifactsSection,
+    DatabaseSection,
+    LabelsSection,
+    LabelStudioSection,
+    ModelSection,
+    PoolSection,
+    PromotionSection,
+    ScheduleSection,
+    ScoringSection,
+    SelectionSection,
+    ServeSection,
+    TrainingSection,
+)
+from activeseg.errors import ConfigError
+
+CONFIG_FILE = "activeseg.toml"
+ENV_PREFIX = "ACTIVESEG_"
+
+
+class Settings(BaseSettings):
+    """All settings. Build with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+        hide_input_in_errors=True,
+    )
+
+    root: Path = Field(Path("."), description="folder relative paths start from", exclude=True)
+    database: DatabaseSection = DatabaseSection()
+    artifacts: ArtifactsSection = ArtifactsSection()
+    pool: PoolSection = PoolSection()
+    labels: LabelsSection = LabelsSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+    scoring: ScoringSection = ScoringSection()
+    selection: SelectionSection = SelectionSection()
+    promotion: PromotionSection = PromotionSection()
+    labelstudio: LabelStudioSection = LabelStudioSection()
+    schedule: ScheduleSection = ScheduleSection()
+    serve: ServeSection = ServeSection()
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook: environment beats file
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _query_fits(self) -> Settings:
+        if self.selection.query_size > self.selection.max_open_tasks:
+            raise ValueError("[selection] query_size must not exceed max_open_tasks")
+        return self
+
+    def path(self, path: Path) -> Path:
+        """A configured path, made absolute from the configuration's folder."""
+        return path if path.is_absolute() else (self.root / path).resolve()
+
+    @property
+    def database_url(self) -> str:
+        """The database URL; a relative SQLite file is taken from the configuration's folder."""
+        prefix = "sqlite:///"
+        url = self.database.url
+        if not url.startswith(prefix) or url.startswith(prefix + "/") or ":memory:" in url:
+            return url
+        return prefix + str(self.path(Path(url.removeprefix(prefix))))
+
+    @property
+    def images_uri(self) -> str:
+        """The pool's location; a relative folder is taken from the configuration's folder."""
+        return self.pool.images if "://" in self.pool.images else str(self.path(Path(self.pool.images)))
+
+    def labelstudio_token(self) -> SecretStr:
+        """Label Studio's token from the environment or `token_file`. Raises ConfigError where neither is set."""
+        section = self.labelstudio
+        token = section.token or (read_secret(self.path(section.token_file)) if section.token_file else None)
+        if token is None:
+            raise ConfigError(
+                "no Label Studio token: set ACTIVESEG_LABELSTUDIO__TOKEN or [labelstudio] token_file "
+                "(Label Studio: Account & Settings > Personal Access Token)"
+            )
+        return token
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Settings from `path` (default: $ACTIVESEG_CONFIG, else ./activeseg.toml) and the environment.
+
+    Raises ConfigError with one line that names the key, what was expected and what came.
+    """
+    file = path or Path(os.environ.get("ACTIVESEG_CONFIG", CONFIG_FILE))
+    if not file.is_file():
+        raise ConfigError(f"no configuration at {file}: run `activeseg init`, or name one with --config or ACTIVESEG_CONFIG")
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    _refuse_secrets(data, file)
+    _refuse_root(data, file)
+    try:
+        return Settings(root=file.resolve().parent, **data)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, file)) from error
+    except SettingsError as error:
+        raise ConfigError(f"{error}: write lists in {ENV_PREFIX}* variables as JSON, such as [240, 320]") from error
+
+
+def _refuse_secrets(data: dict[str, Any], file: Path) -> None:
+    for section in ("labelstudio", "serve"):
+        table = data.get(section)
+        if isinstance(table, dict) and "token" in table:
+            raise ConfigError(f"{file}: [{section}] token does not belong in this file; use token_file or the environment")
+
+
+def _refuse_root(data: dict[str, Any], file: Path) -> None:
+    """`root` is the file's folder and no key; a variable of an unknown section would pass unseen."""
+    if "root" in data:
+        raise ConfigError(f"{file}: unknown key root; see docs/configuration.md for the known ones")
+    for name in os.environ:
+        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        known = section != "ROOT" and (not nested or section.lower() in Settings.model_fields)
+        if name.upper().startswith(ENV_PREFIX) and not known:
+            raise ConfigError(f"unknown setting in the environment: {name}; see docs/configuration.md for the known ones")
+
+
+def _first_problem(error: ValidationError, file: Path) -> str:
+    problem = error.errors()[0]
+    section, *keys = (str(part) for part in problem["loc"]) if problem["loc"] else ("",)
+    where = f"[{section}] {'.'.join(keys)}" if keys else section
+    variable = "__".join([f"{ENV_PREFIX}{section}", *keys[:1]]).upper()
+    source = variable if variable in map(str.upper, os.environ) else str(file)
+    if problem["type"] == "extra_forbidden":
+        return f"{source}: unknown key {where}; see docs/configuration.md for the known ones"
+    if problem["type"] == "model_type":
+        return f"{source}: {where}: expected a table, [{where}] and its keys"
+    # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
+    shown = keys and keys[0] != "token" and not isinstance(problem.get("input"), dict)
+    came = f" (got {problem.get('input')!r})" if shown else ""
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{source}: {where}{': ' if where else ''}{message}{came}"
