@@ -7,19 +7,22 @@ are taken from the folder of the TOML file. Secrets come from the environment or
 from activeseg.config.secrets import read_secret, write_secret
 from activeseg.config.sections import (
     LabelStudioSection,
+    MlBackendSection,
     ModelSection,
     PromotionSection,
     ScheduleSection,
     Section,
     TrainingSection,
 )
-from activeseg.config.settings import CONFIG_FILE, ENV_PREFIX, Settings, load_settings
+from activeseg.config.settings import CONFIG_FILE, ENV_PREFIX, SECRETS, Settings, load_settings
 from activeseg.config.template import commented_toml, toml_value
 
 __all__ = [
     "CONFIG_FILE",
     "ENV_PREFIX",
+    "SECRETS",
     "LabelStudioSection",
+    "MlBackendSection",
     "ModelSection",
     "PromotionSection",
     "ScheduleSection",

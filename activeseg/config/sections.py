@@ -203,9 +203,55 @@ class LabelStudioSection(Section):
     token_file: Path | None = Field(None, description="file (mode 0600) that holds the token")
     project: str = Field("activeseg", min_length=3, max_length=50, description="title of the project, made if missing")
     mask_kind: Literal["brush", "bitmask"] = Field("brush", description="how masks are sent: BrushLabels or BitmaskLabels")
+    images: Literal["upload", "local-files", "link"] = Field(
+        "upload", description="how Label Studio gets the images: a copy each, files of its own machine, or links"
+    )
+    link: str | None = Field(
+        None,
+        description="address of an image for images = 'link'; {path} is its path inside the pool: "
+        "https://images.example.org/{path}, s3://bucket/{path}",
+    )
+    local_root: Path | None = Field(
+        None, description="for images = 'local-files': the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"
+    )
+    local_pool: Path | None = Field(
+        None, description="for images = 'local-files': the pool's folder as the server sees it; unset = as we see it"
+    )
+    longest_side: int | None = Field(
+        1280, ge=64, description="larger images are shown shrunk to this many pixels; unset = never (browsers get slow)"
+    )
+    entropy_map: Literal["beside", "folded", "none"] = Field(
+        "beside", description="the entropy map: open beside the image, folded away until asked for, or not at all"
+    )
+    uncovered: str = Field(
+        "ignore", min_length=1, description="what a pixel under no region is: 'ignore' (nobody said), or the name of a class"
+    )
+    consensus: Literal["latest", "majority", "ground_truth"] = Field(
+        "latest",
+        description="which mask counts of several annotators': the one changed last, the majority at each pixel, or the one "
+        "starred as ground truth (else the last)",
+    )
+    rubber_stamp_seconds: float = Field(
+        5.0, ge=0, description="an unchanged mask on an uncertain image submitted faster than this is flagged; 0 = never"
+    )
     batch_mb: float = Field(10.0, gt=0, description="largest import request")
     min_region_pixels: int = Field(4, ge=0, description="predicted specks smaller than this are merged before pushing")
     timeout: float = Field(60.0, gt=0, description="seconds per request")
+    webhook_url: str | None = Field(
+        None, description="address of `activeseg serve` as Label Studio reaches it, for hints to pull at once; unset = none"
+    )
+    webhook_secret: SecretStr | None = Field(None, description="only by ACTIVESEG_LABELSTUDIO__WEBHOOK_SECRET")
+    webhook_secret_file: Path | None = Field(
+        None, description="file (mode 0600) with the secret Label Studio sends along; made on first use"
+    )
+
+    @model_validator(mode="after")
+    def _images_can_be_found(self) -> LabelStudioSection:
+        if self.images == "link" and "{path}" not in (self.link or ""):
+            raise ValueError("images = 'link' needs link, an address with {path} in it")
+        if self.images == "local-files" and self.local_root is None:
+            raise ValueError("images = 'local-files' needs local_root")
+        return self
 
 
 class ScheduleSection(Section):
@@ -234,3 +280,13 @@ class ServeSection(Section):
     port: int = Field(8090, gt=0, lt=65536, description="TCP port")
     token: SecretStr | None = Field(None, description="only by ACTIVESEG_SERVE__TOKEN")
     token_file: Path | None = Field(None, description="file (mode 0600) with the bearer token; made on first use")
+
+
+class MlBackendSection(Section):
+    """Live predictions for Label Studio (`activeseg ml-backend`)."""
+
+    host: str = Field("127.0.0.1", description="loopback unless you know why not")
+    port: int = Field(9090, gt=0, lt=65536, description="TCP port")
+    user: str = Field("label-studio", min_length=1, description="name Label Studio logs in with (HTTP Basic)")
+    password: SecretStr | None = Field(None, description="only by ACTIVESEG_ML_BACKEND__PASSWORD")
+    password_file: Path | None = Field(None, description="file (mode 0600) with its password; made on first use")

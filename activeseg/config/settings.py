@@ -16,6 +16,7 @@ from activeseg.config.sections import (
     DatabaseSection,
     LabelsSection,
     LabelStudioSection,
+    MlBackendSection,
     ModelSection,
     PoolSection,
     PromotionSection,
@@ -29,6 +30,9 @@ from activeseg.errors import ConfigError
 
 CONFIG_FILE = "activeseg.toml"
 ENV_PREFIX = "ACTIVESEG_"
+SECRETS = (("labelstudio", "token"), ("labelstudio", "webhook_secret"), ("serve", "token"), ("ml_backend", "password"))
+"""Keys that come from the environment or from a file of their own, never from activeseg.toml."""
+_SECRET_KEYS = frozenset(key for _, key in SECRETS)
 
 
 class Settings(BaseSettings):
@@ -56,6 +60,7 @@ class Settings(BaseSettings):
     labelstudio: LabelStudioSection = LabelStudioSection()
     schedule: ScheduleSection = ScheduleSection()
     serve: ServeSection = ServeSection()
+    ml_backend: MlBackendSection = MlBackendSection()
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings' hook: environment beats file
@@ -129,10 +134,10 @@ def load_settings(path: Path | None = None) -> Settings:
 
 
 def _refuse_secrets(data: dict[str, Any], file: Path) -> None:
-    for section in ("labelstudio", "serve"):
+    for section, key in SECRETS:
         table = data.get(section)
-        if isinstance(table, dict) and "token" in table:
-            raise ConfigError(f"{file}: [{section}] token does not belong in this file; use token_file or the environment")
+        if isinstance(table, dict) and key in table:
+            raise ConfigError(f"{file}: [{section}] {key} does not belong in this file; use {key}_file or the environment")
 
 
 def _refuse_root(data: dict[str, Any], file: Path) -> None:
@@ -157,7 +162,7 @@ def _first_problem(error: ValidationError, file: Path) -> str:
     if problem["type"] == "model_type":
         return f"{source}: {where}: expected a table, [{where}] and its keys"
     # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
-    shown = keys and keys[0] != "token" and not isinstance(problem.get("input"), dict)
+    shown = keys and keys[0] not in _SECRET_KEYS and not isinstance(problem.get("input"), dict)
     came = f" (got {problem.get('input')!r})" if shown else ""
     message = problem["msg"].removeprefix("Value error, ")
     return f"{source}: {where}{': ' if where else ''}{message}{came}"

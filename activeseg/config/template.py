@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from activeseg.config.sections import Section
-from activeseg.config.settings import Settings
+from activeseg.config.settings import SECRETS, Settings
 
 
 def commented_toml(*, images: str, classes: str) -> str:
@@ -22,7 +22,7 @@ def commented_toml(*, images: str, classes: str) -> str:
             continue
         lines += ["", f"# {(kind.__doc__ or '').strip().splitlines()[0]}", f"[{name}]"]
         for key, field in kind.model_fields.items():
-            if key == "token":  # secrets never stand in this file
+            if (name, key) in SECRETS:  # secrets never stand in this file
                 continue
             lines.append(f"# {field.description}")
             value = given.get((name, key), field.default)

@@ -9,10 +9,13 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from activeseg.core.acquisition import rank_images
 from activeseg.errors import ConfigError
 from activeseg.records import QueryItem, RankedImage
+
+Item = TypeVar("Item")
 
 CHOSEN = "chosen"
 CONTROL = "control"
@@ -30,7 +33,9 @@ def select_query(ranking: Sequence[RankedImage], size: int, *, control_share: fl
     The control arm is drawn first, uniformly without replacement from the whole ranking: an unbiased sample of the
     pool. The chosen arm is then the best of the rest. An image at the top that was drawn stays control, as moving it
     would rob the control arm of its most uncertain images; its rank tells that it would have been chosen anyway.
-    shown_order is a uniform shuffle of both arms.
+    shown_order: the chosen arm from its most uncertain image on, so that the first one an annotator opens is the most
+    useful; the control arm is interleaved in random order at random places (every set of places has the same chance), so
+    that no place tells an image's arm.
 
     Raises ConfigError for bad arguments or repeated images, NonFiniteScoreError for a score that is no finite number.
     """
@@ -43,12 +48,19 @@ def select_query(ranking: Sequence[RankedImage], size: int, *, control_share: fl
     control = frozenset(drawn)
     best = [place for place in range(len(ordered)) if place not in control][: size - len(control)]
 
-    places = [*best, *drawn]
-    _random("shown order", seed).shuffle(places)
     return [
         _query_item(ordered, place, CONTROL if place in control else CHOSEN, shown_order)
-        for shown_order, place in enumerate(places)
+        for shown_order, place in enumerate(interleave(best, drawn, seed=seed))
     ]
+
+
+def interleave(chosen: Sequence[Item], control: Sequence[Item], *, seed: int) -> list[Item]:
+    """Both arms in one line: `chosen` in its order, `control` in random order at uniformly drawn places."""
+    rng = _random("shown order", seed)
+    size = len(chosen) + len(control)
+    places = set(rng.sample(range(size), len(control)))
+    best, drawn = iter(chosen), iter(rng.sample(control, len(control)))
+    return [next(drawn if place in places else best) for place in range(size)]
 
 
 def select_bootstrap(

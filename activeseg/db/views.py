@@ -87,6 +87,28 @@ JOIN scoring_configs sc ON sc.id = r.scoring_config_id
 JOIN checkpoints c ON c.id = sc.checkpoint_id
 """
 
+# The newest version of each annotation of Label Studio's, by who submitted it; what several agreed on is nobody's work.
+ANNOTATORS = """
+SELECT annotator,
+       sum(CASE WHEN status = 'valid' THEN 1 ELSE 0 END) AS annotations,
+       sum(CASE WHEN status = 'skipped' THEN 1 ELSE 0 END) AS skipped,
+       sum(CASE WHEN status = 'quarantined' THEN 1 ELSE 0 END) AS quarantined,
+       sum(CASE WHEN status = 'valid' AND changed_share = 0 THEN 1 ELSE 0 END) AS unchanged,
+       sum(CASE WHEN status = 'valid' AND rubber_stamp THEN 1 ELSE 0 END) AS rubber_stamps,
+       avg(CASE WHEN status = 'valid' THEN lead_time END) AS mean_lead_time,
+       avg(CASE WHEN status = 'valid' THEN changed_share END) AS mean_changed_share,
+       avg(CASE WHEN status = 'valid' THEN agreement END) AS mean_agreement
+FROM (
+    SELECT a.*, row_number() OVER (
+               PARTITION BY a.labeling_project_id, a.external_annotation_id
+               ORDER BY a.external_updated_at DESC, a.id DESC) AS version
+    FROM annotations a
+    WHERE a.source = 'labelstudio' AND a.consensus_of IS NULL
+) newest
+WHERE version = 1
+GROUP BY annotator
+"""
+
 VIEWS: dict[str, str] = {
     "champion": CHAMPION,
     "champion_scoring_config": CHAMPION_SCORING_CONFIG,
@@ -96,5 +118,6 @@ VIEWS: dict[str, str] = {
     "learning_curve": LEARNING_CURVE,
     "annotation_progress": ANNOTATION_PROGRESS,
     "scoring_throughput": SCORING_THROUGHPUT,
+    "annotators": ANNOTATORS,
 }
 """In the order they must be created; later ones read earlier ones."""

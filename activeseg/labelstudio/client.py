@@ -68,6 +68,11 @@ class LabelStudioClient:
         return self._http.url
 
     @property
+    def http(self) -> Http:
+        """The connection itself, for the parts of Label Studio that have a module of their own."""
+        return self._http
+
+    @property
     def token_kind(self) -> TokenKind:
         """'personal' (renewed by itself) or 'legacy' (off by default since Label Studio 1.17)."""
         return self._http.token_kind

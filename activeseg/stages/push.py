@@ -12,7 +12,6 @@ A request that creates tasks is never sent twice for the same key unless a look-
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.tasks import batches, confidence_of_order, task_payload
 from activeseg.preannotate import PreAnnotator, pre_annotate_and_store
 from activeseg.predictions import predict_and_store, shown_version, source_of
+from activeseg.reconciliation import settle, task_key
 from activeseg.records import ImageRef, StageReport
 from activeseg.workspace import Workspace
 
@@ -132,35 +132,6 @@ def push_round(
         rounds.finish_pushing(session, round_id)
     details = {"settled": settled, "project": project.external_project_id}
     return StageReport("push", sent + settled, 0, time.monotonic() - started, details)
-
-
-def settle(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> int:
-    """Look up what became of calls nobody knows the end of; returns how many tasks were found and recorded.
-
-    A key with more than one task (a paused or cut-off sender) keeps the first one; others nobody has touched are
-    removed, and annotations on the rest are collected by pull under the same query.
-    """
-    with workspace.database.read() as session:
-        open_calls = labeling.unsettled(session, project.id)
-    found_tasks = 0
-    for call in open_calls:
-        found = client.find_tasks(project.external_project_id, call.keys)
-        surplus = [number for numbers in found.values() for number in numbers[1:]]
-        if surplus:
-            untouched = set(client.untouched_tasks(project.external_project_id))
-            client.delete_tasks(project.external_project_id, [number for number in surplus if number in untouched])
-        with workspace.database.write() as session:
-            first = {key: numbers[0] for key, numbers in found.items()}
-            found_tasks += labeling.mark_pushed(session, project.id, first)
-            note = f"{len(found)} of {len(call.keys)} tasks were there, {len(surplus)} surplus"
-            labeling.journal(session, call.id, JournalState.SETTLED, note)
-    return found_tasks
-
-
-def task_key(project: LabelingProject, round_number: int, image_sha256: str) -> str:
-    """The key of an image's task in a round: the same whenever it is computed, and telling nothing."""
-    text = f"{project.instance_key}/{project.external_project_id}/{round_number}/{image_sha256}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _shown_source(workspace: Workspace, round_id: int, pre_annotation: str | None) -> str | None:

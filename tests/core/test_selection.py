@@ -104,17 +104,27 @@ def test_control_arm_estimates_the_mean_score_of_the_pool() -> None:
     assert abs(sum(scores) / len(scores) - sum(pool) / len(pool)) < 4 * error
 
 
-def test_shown_order_tells_neither_arm_nor_rank() -> None:
-    """Over many seeds every place is equally likely to hold a control image, and the best image."""
+def test_no_place_in_the_shown_order_tells_the_arm() -> None:
+    """Over many seeds every place is equally likely to hold a control image."""
     rounds = 3000
-    control, best = Counter[int](), Counter[int]()
+    control = Counter[int]()
     for seed in range(rounds):
         items = select_query(RANKING, 6, control_share=1 / 3, seed=seed)
         assert [item.shown_order for item in items] == list(range(6))
         control.update(item.shown_order for item in arm(items, "control"))
-        best.update(item.shown_order for item in items if item.rank == 1)
-    for counts, expected in ((control, rounds * 2 / 6), (best, rounds / 6)):
-        assert sum((counts[place] - expected) ** 2 / expected for place in range(6)) < 20.5  # 99.9 %, 5 df
+    expected = rounds * 2 / 6
+    assert sum((control[place] - expected) ** 2 / expected for place in range(6)) < 20.5  # 99.9 %, 5 df
+
+
+def test_the_chosen_arm_is_shown_from_its_most_uncertain_image_on_and_the_control_arm_in_random_order() -> None:
+    falling = 0
+    for seed in range(200):
+        items = select_query(RANKING, 8, control_share=0.25, seed=seed)
+        chosen = [item.score for item in items if item.arm == "chosen" and item.score is not None]
+        assert chosen == sorted(chosen, reverse=True)
+        first, second = (item.score for item in items if item.arm == "control")
+        falling += first is not None and second is not None and first > second
+    assert 70 < falling < 130
 
 
 def test_reason_names_rank_and_pool_and_tells_control_draws() -> None:

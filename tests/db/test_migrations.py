@@ -56,8 +56,22 @@ def test_a_downgrade_works_with_rows_in_every_corner(database: Database, rows: R
     image, checkpoint = rows.image(), rows.checkpoint()
     rows.score(rows.config(checkpoint), image, 1.0, {0: 1.0})
     rows.annotation(image, query_id=rows.query(rows.round(), image))
-    migrate.downgrade(database, "-1")
-    assert database.revision() is None
+    for revision in [*[script.revision for script in scripts().walk_revisions()][1:], None]:
+        migrate.downgrade(database, "-1")
+        assert database.revision() == revision
+
+
+def test_an_upgrade_keeps_the_rows_of_each_earlier_schema(database: Database, rows: Rows) -> None:
+    image = rows.image()
+    annotation = rows.annotation(image, query_id=rows.query(rows.round(), image))
+    with database.write() as session:
+        before = session.execute(sa.text("SELECT * FROM annotations")).mappings().one()
+    for script in [script.revision for script in scripts().walk_revisions()][1:]:
+        migrate.downgrade(database, script)
+        migrate.upgrade(database)
+        with database.read() as session:
+            assert session.execute(sa.text("SELECT * FROM annotations")).mappings().one() == before
+            assert session.scalar(sa.text("SELECT annotation_id FROM current_annotations")) == annotation
 
 
 def test_tables_equal_the_models(database: Database) -> None:

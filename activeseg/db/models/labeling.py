@@ -69,6 +69,9 @@ class Task(Model):
     external_task_id: Mapped[int | None] = mapped_column(sa.BigInteger)
     image_url: Mapped[str | None] = mapped_column(sa.String(1000))
     entropy_url: Mapped[str | None] = mapped_column(sa.String(1000))
+    shown_width: Mapped[int | None]
+    shown_height: Mapped[int | None]
+    """pixels of the picture annotators draw on; None: the image's own"""
     status: Mapped[TaskStatus] = mapped_column(text_enum(TaskStatus))
     created_at: Mapped[datetime] = created()
     pushed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

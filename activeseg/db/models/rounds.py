@@ -155,5 +155,15 @@ class Annotation(Model):
     """seconds the annotator took, as Label Studio measured them"""
     changed_share: Mapped[float | None]
     """share of pixels that differ from the prediction that was shown"""
+    overlap_share: Mapped[float | None]
+    """share of pixels under more than one region"""
+    agreement: Mapped[float | None]
+    """mean share of pixels on which this mask and each other annotator's agree; None: nobody else annotated the image"""
+    ground_truth: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """starred as ground truth in Label Studio"""
+    rubber_stamp: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """unchanged on an uncertain image, and submitted implausibly fast"""
+    consensus_of: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """ids of the annotations this row is the outcome of, by [labelstudio] consensus; None: drawn by one person"""
     received_at: Mapped[datetime] = created()
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
