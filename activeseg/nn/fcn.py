@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from activeseg.nn.geometry import extend
+from activeseg.nn.heads import score_layer
 
 STRIDE = 32
 """Of the last feature map: the input is padded to a multiple of it."""
@@ -92,7 +93,7 @@ class SkipDecoder(nn.Module):
         self.bilinear = bilinear
         self.skips = [skip for skip in _SKIPS if skip >= stride]
         scored = [STRIDE, *self.skips] if bilinear else self.skips
-        self.score = nn.ModuleDict({str(at): _score_layer(channels[at], num_classes) for at in scored})
+        self.score = nn.ModuleDict({str(at): score_layer(channels[at], num_classes) for at in scored})
         # Channels that the coarse scores come in with: without a score layer of their own, as features.
         arriving = [num_classes if bilinear else channels[STRIDE]] + [num_classes] * len(self.skips)
         layers = [Enlarge(before, num_classes, 2, kernel=4, extend=bilinear) for before in arriving[:-1]]
@@ -154,12 +155,5 @@ def _scaled(channels: int, width: float) -> int:
 def _conv(before: int, after: int, kernel: int) -> nn.Conv2d:
     layer = nn.Conv2d(before, after, kernel, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
-
-
-def _score_layer(channels: int, num_classes: int) -> nn.Conv2d:
-    layer = nn.Conv2d(channels, num_classes, kernel_size=1)
-    nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

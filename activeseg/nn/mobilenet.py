@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from activeseg.nn.geometry import enlarge, extend, pad_input
+from activeseg.nn.heads import score_layer
 
 # The last block of MobileNetV2's `features` at each stride.
 _LAST_BLOCK = {4: 3, 8: 6, 16: 13, 32: 18}
@@ -31,7 +32,7 @@ class FCNMobileNetV2(nn.Module):
         self.encoder: nn.Sequential = mobilenet_v2(weights=None, width_mult=width).features
         self.strides = [stride for stride in _LAST_BLOCK if stride >= decoder_stride]
         self.score = nn.ModuleDict(
-            {str(stride): _score_layer(self.encoder[_LAST_BLOCK[stride]].out_channels, num_classes) for stride in self.strides}
+            {str(stride): score_layer(self.encoder[_LAST_BLOCK[stride]].out_channels, num_classes) for stride in self.strides}
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -56,11 +57,3 @@ class FCNMobileNetV2(nn.Module):
             scores = self.score[str(stride)](features[stride])
             total = scores + extend(enlarge(total, 2), *scores.shape[-2:])
         return total
-
-
-def _score_layer(channels: int, num_classes: int) -> nn.Conv2d:
-    """Starts near zero: the first step sees almost uniform predictions, so the fast head does not shake the encoder."""
-    layer = nn.Conv2d(channels, num_classes, kernel_size=1)
-    nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return layer
