@@ -24,9 +24,10 @@ from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.preannotate import PreAnnotator
 from activeseg.records import QueryItem, StageReport
 from activeseg.stages.pool import sync_pool
+from activeseg.stages.predict import predict_round
 from activeseg.stages.promote import promote_challengers
 from activeseg.stages.pull import pull_annotations
-from activeseg.stages.push import predict_round, push_round
+from activeseg.stages.push import push_round
 from activeseg.stages.rank import choose_images, rank_round
 from activeseg.stages.refresh import refresh_open_tasks
 from activeseg.stages.score import score_pool, scoring_definition

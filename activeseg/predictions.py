@@ -60,7 +60,7 @@ def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequ
 
 
 def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float) -> None:
-    stored = workspace.store_mask(_without_specks(item.mask, workspace.settings.labelstudio.min_region_pixels))
+    stored = workspace.store_mask(without_specks(item.mask, workspace.settings.labelstudio.min_region_pixels))
     picture = workspace.artifacts.put(encode_png(np.asarray(heatmap(item.entropy, upper=upper))), "picture", ".png")
     with workspace.database.write() as session:
         labeling.store_prediction(
@@ -76,5 +76,6 @@ def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper:
         )
 
 
-def _without_specks(mask: Mask, min_pixels: int) -> Mask:
+def without_specks(mask: Mask, min_pixels: int) -> Mask:
+    """A mask whose specks of fewer than `min_pixels` pixels are merged into their surroundings."""
     return despeckle_planes(mask, min_pixels) if mask.ndim == 3 else despeckle(mask, min_pixels)

@@ -3,14 +3,13 @@
 A planned time of a job is claimed by its row in `schedule_slots`, so two schedulers on one database, a restart inside the
 minute or a late wake-up run it once; what became of it stands in `job_runs`. Jobs of one process run one after another,
 because they need the same lease and the same device. A job that fails is recorded, and its next planned time comes all
-the same.
+the same. Between planned times a job runs when somebody asked for it by a row in `requests`, as Label Studio's hints do.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,11 +24,12 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from activeseg.config import ScheduleSection, Settings
 from activeseg.cron import Cron
-from activeseg.db import jobs
+from activeseg.db import jobs, lease, requests
 from activeseg.db.database import Database
 from activeseg.db.models import JobOutcome
 from activeseg.db.models.columns import now as utc_now
 from activeseg.errors import ActivesegError, ConfigError, LeaseError
+from activeseg.signals import signal_pipe, signals_interrupt, signals_kill
 
 if TYPE_CHECKING:
     from activeseg.labelstudio.client import LabelStudioClient
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 LOOK_BACK_EVERY = timedelta(minutes=10)
 """Missed times are looked for at start and then this often: the database may have been away, or the machine asleep."""
+
+LOOK_FOR_REQUESTS_EVERY = timedelta(seconds=3)
 
 CheckStop = Callable[[], None]
 """Raises `Stopped` when the scheduler was asked to end; a job calls it where it can stop without loss."""
@@ -50,12 +52,16 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Job:
-    """One thing done on a schedule. run: returns one sentence; catches_up: the latest missed time is made up."""
+    """One thing done on a schedule. run: returns one sentence.
+
+    catches_up: the latest missed time is made up. on_request: a waiting request of the job's name runs it at once.
+    """
 
     name: str
     cron: Cron
     run: Callable[[CheckStop], str]
     catches_up: bool = False
+    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,15 +116,17 @@ class Scheduler:
             logger=_quiet_logger(),
         )
         background.add_job(self.catch_up, IntervalTrigger(seconds=LOOK_BACK_EVERY.total_seconds()), next_run_time=utc_now())
+        if any(job.on_request for job in self.jobs.values()):
+            background.add_job(self.serve_request, IntervalTrigger(seconds=LOOK_FOR_REQUESTS_EVERY.total_seconds()))
         for job in self.jobs.values():
             background.add_job(self.tick, job.cron, args=[job.name], id=job.name)
-        with _signal_pipe() as arrived:
+        with signal_pipe() as arrived:
             background.start()
             try:
                 on_start()
                 os.read(arrived, 1)
                 self._stopping.set()
-                _signals_kill()
+                signals_kill()
                 on_stop()
             finally:
                 background.shutdown(wait=True)
@@ -132,13 +140,33 @@ class Scheduler:
         results = [self._run_planned(job, catching_up=True) for job in self.jobs.values() if job.catches_up]
         return [result for result in results if result is not None]
 
+    def serve_request(self) -> JobResult | None:
+        """Run the job of the oldest waiting request; None where none waits or another process is at work.
+
+        Requests no job of this scheduler answers to are left alone. Of two schedulers one gets a request.
+        """
+        names = [job.name for job in self.jobs.values() if job.on_request]
+        started = self.now()
+        try:
+            with self.database.read() as session:
+                # Asked first: taking a request only to find the lease held would write a run every few seconds.
+                if self._stopping.is_set() or not requests.is_waiting(session, names) or lease.is_held(session):
+                    return None
+            with self.database.write() as session:
+                request = requests.take(session, names, at=started)
+                run_id = jobs.start_run(session, request.kind, None, at=started) if request else 0
+        except Exception as error:
+            self._log.warning("requests could not be looked for: %s", _named(error))
+            return None
+        return self._work(self.jobs[request.kind], run_id, None, started, request_id=request.id) if request else None
+
     def run_once(self, name: str) -> JobResult:
         """Run a job now, planned or not. A signal ends it as it ends `run`."""
         self.recover()
         started = self.now()
         with self.database.write() as session:
             run_id = jobs.start_run(session, name, None, at=started)
-        with _signals_interrupt():
+        with signals_interrupt():
             return self._work(self.jobs[name], run_id, None, started)
 
     def recover(self) -> list[int]:
@@ -169,7 +197,9 @@ class Scheduler:
             return result
         return None if run_id is None else self._work(job, run_id, planned_at, started)
 
-    def _work(self, job: Job, run_id: int, planned_at: datetime | None, started: datetime) -> JobResult:
+    def _work(
+        self, job: Job, run_id: int, planned_at: datetime | None, started: datetime, *, request_id: int | None = None
+    ) -> JobResult:
         outcome, message = self._outcome(job)
         result = JobResult(job.name, planned_at, started, self.now(), outcome, message)
         try:
@@ -178,6 +208,8 @@ class Scheduler:
                 if outcome is JobOutcome.BUSY and job.catches_up and planned_at is not None:
                     # Somebody else was at work, perhaps on something smaller: the next look back tries again.
                     jobs.release_slot(session, job.name, planned_at)
+                if outcome is JobOutcome.BUSY and request_id is not None:
+                    requests.give_back(session, request_id)
         except Exception:
             self._log.exception("job %s: its outcome could not be recorded", job.name)
         self.report(result)
@@ -207,7 +239,7 @@ def loop_jobs(settings: Settings) -> list[Job]:
     zone = schedule_zone(section)
     return [
         Job("round", Cron(section.round, zone, key="round"), lambda stop: _round(settings, stop), catches_up=True),
-        Job("pull", Cron(section.pull, zone, key="pull"), lambda stop: _pull(settings, stop)),
+        Job("pull", Cron(section.pull, zone, key="pull"), lambda stop: _pull(settings, stop), on_request=True),
     ]
 
 
@@ -279,46 +311,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-@contextmanager
-def _signal_pipe() -> Iterator[int]:
-    """A file descriptor that can be read once SIGINT or SIGTERM came.
-
-    No exception that could rise in the middle of a line being printed, or be swallowed by a callback; no lock that the
-    interrupted code may hold; and a signal that comes before the read is not lost.
-    """
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    wakeup = signal.set_wakeup_fd(write_end)
-    try:
-        yield read_end
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read_end)
-        os.close(write_end)
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: KeyboardInterrupt in the main thread."""
-    # An exception, not a flag: no lock of the interrupted code is taken again, and no signal is lost before a wait.
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _signals_kill() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _quiet_logger() -> logging.Logger:

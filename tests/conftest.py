@@ -100,6 +100,19 @@ def labelstudio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
         yield server
 
 
+@pytest.fixture(scope="session")
+def calling_labelstudio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A second real Label Studio, one that may call webhooks and ML backends on the loopback."""
+    folder = tmp_path_factory.mktemp("calling-label-studio")
+    variables = {"SSRF_PROTECTION_ENABLED": "false", "ML_BLOCK_LOCAL_IP": "false"}
+    try:
+        server = start_server(folder / "data", log=folder / "server.log", variables=variables)
+    except ActivesegError as error:
+        unavailable("labelstudio", str(error))
+    with server:
+        yield server
+
+
 @pytest.fixture
 def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
     """A migrated, empty SQLite database."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelStudioUnreachable
-from activeseg.labelstudio.client import TaskStamp
-from activeseg.labelstudio.labeling import MaskKind, labeling_config
+from activeseg.labelstudio.client import KeyedTask, TaskStamp
+from activeseg.labelstudio.labeling import EntropyMap, MaskKind, labeling_config
 from activeseg.labelstudio.projects import Project
 from activeseg.loop import Listener, finish_round, rounds_to_push
 from activeseg.preannotate import PreAnnotator
@@ -33,12 +34,14 @@ class MemoryLabelStudio:
         self.versions: dict[int, str] = {}
         self._numbers = iter(range(1, 10_000))
 
-    def ensure_project(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project:
+    def ensure_project(
+        self, title: str, label_set: LabelSet, mask_kind: MaskKind, *, entropy_map: EntropyMap = "beside"
+    ) -> Project:
         for project in self.projects.values():
             if project.title == title:
                 return project
         number = len(self.projects) + 1
-        config = labeling_config(label_set, mask_kind=mask_kind)
+        config = labeling_config(label_set, mask_kind=mask_kind, entropy_map=entropy_map)
         self.projects[number] = Project(number, title, True, datetime.now(UTC).isoformat(), config, mask_kind)
         return self.projects[number]
 
@@ -48,12 +51,14 @@ class MemoryLabelStudio:
     def upload_files(self, project_id: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         return [f"/data/{name}" for name, _ in files]
 
-    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
+    def import_tasks(
+        self, project_id: int, tasks: Sequence[Mapping[str, Any] | bytes], *, predictions: int | None = None
+    ) -> list[int]:
         if self.dead:
             raise LabelStudioUnreachable("killed here")
         numbers = [next(self._numbers) for _ in tasks]
         for number, task in zip(numbers, tasks, strict=True):
-            self.tasks[number] = {"predictions": []} | dict(task)
+            self.tasks[number] = {"predictions": []} | dict(json.loads(task) if isinstance(task, bytes) else task)
             self.tasks[number] |= {"project": project_id, "annotations": [], "updated": datetime.now(UTC)}
         return numbers
 
@@ -71,6 +76,31 @@ class MemoryLabelStudio:
             if (key := self.tasks[number]["data"]["key"]) in keys:
                 found.setdefault(key, []).append(number)
         return found
+
+    def keyed_tasks(self, project_id: int, keys: Sequence[str] | None = None) -> Iterator[KeyedTask]:
+        for number in self.task_ids(project_id):
+            data = self.tasks[number]["data"]
+            if keys is None or data.get("key") in keys:
+                yield KeyedTask(number, data.get("key", ""), data.get("sha256", ""))
+
+    def untouched_tasks(self, project_id: int, among: Sequence[int] | None = None) -> list[int]:
+        numbers = [number for number in self.task_ids(project_id) if not self.tasks[number]["annotations"]]
+        return [number for number in numbers if among is None or number in among]
+
+    def task_data(self, project_id: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        return {number: dict(self.tasks[number]["data"]) for number in self.task_ids(project_id) if number in ids}
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        self.tasks[task_id] |= {"data": dict(data), "updated": datetime.now(UTC)}
+
+    def replace_predictions(self, project_id: int, model_version: str, predictions: Sequence[Mapping[str, Any]]) -> None:
+        for item in predictions:
+            self.tasks[item["task"]]["predictions"] = [dict(item)]
+        self.set_model_version(project_id, model_version)
+
+    def delete_tasks(self, project_id: int, ids: Sequence[int]) -> None:
+        for number in ids:
+            self.tasks.pop(number, None)
 
     def task_ids(self, project_id: int) -> list[int]:
         return [number for number, task in self.tasks.items() if task["project"] == project_id]

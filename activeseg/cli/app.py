@@ -17,10 +17,13 @@ from activeseg.cli import (
     explain,
     init,
     labeling,
+    ls,
+    mlbackend,
     models,
     networks,
     pool,
     rankings,
+    reconcile,
     rounds,
     schedule,
     scoring,
@@ -66,13 +69,15 @@ for module in (
     scoring,
     rankings,
     labeling,
+    reconcile,
     explain,
     schedule,
     serve,
+    mlbackend,
     doctor,
     demo,
     rounds,
 ):
     module.register(app)
-for module in (database, dataset, weights):
+for module in (database, dataset, weights, ls):
     module.register(app)

@@ -46,6 +46,7 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
         "device": _device,
         "champion": _champion,
         "label studio": _labelstudio,
+        "webhook": _webhook,
     }
     findings = [_run(name, check, settings) for name, check in checks.items()]
     if as_json:
@@ -153,3 +154,40 @@ def _labelstudio(settings: Settings) -> str:
         version, kind = client.version(), client.token_kind
         state = check_project(workspace, client)
     return f"{settings.labelstudio.url}, version {version}, {kind} token, {state}"
+
+
+def _webhook(settings: Settings) -> str:
+    from activeseg.errors import LabelStudioError
+
+    section = settings.labelstudio
+    if section.url is None or section.webhook_url is None:
+        return "off: annotations arrive with the next planned pull"
+    try:
+        return _asked_about_webhook(settings, section.webhook_url)
+    except LabelStudioError as error:
+        raise _Warning(f"not known: {error}") from error
+
+
+def _asked_about_webhook(settings: Settings, url: str) -> str:
+    """How the project's hook stands. A hook that fails costs minutes, never annotations: warnings, no problems."""
+    from activeseg.db import requests
+    from activeseg.labelstudio.registration import open_client
+    from activeseg.labelstudio.webhooks import find_webhook, refusal
+    from activeseg.workspace import open_workspace
+
+    with open_client(settings) as client, open_workspace(settings) as workspace:
+        section = settings.labelstudio
+        project = client.find_project(section.project, workspace.label_set, section.mask_kind)
+        hook = find_webhook(client.http, project.id, url) if project else None
+        secret = settings.webhook_secret(make=False)
+        remedy = "`activeseg ls connect` makes and mends it"
+        if why := refusal(client.http, url):
+            raise _Warning(why)
+        if hook is None or secret is None:
+            raise _Warning(f"the project has no webhook to {url} yet: {remedy}")
+        if problem := hook.problem(url, secret):
+            raise _Warning(f"the project's webhook {hook.id} {problem}: {remedy}")
+        with workspace.database.read() as session:
+            last = requests.last_asked(session, requests.PULL, requests.HINT)
+    came = f"the last hint came {last:%Y-%m-%d %H:%M} UTC" if last else "no hint came so far"
+    return f"hook {hook.id} to {hook.url} is in place; {came}"

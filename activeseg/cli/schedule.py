@@ -33,7 +33,8 @@ def schedule(
     """Run the loop on the timetable of [schedule], in the foreground.
 
     `round` (nightly) does what `activeseg round run` does; `pull` (every few minutes) collects annotations and trains when
-    enough came in. Ctrl-C or SIGTERM ends it: the running job stops at its next chunk, a second signal kills it.
+    enough came in; it runs at once, too, when Label Studio's webhook says that annotations changed. Ctrl-C or SIGTERM ends
+    it: the running job stops at its next chunk, a second signal kills it.
     """
     from activeseg.scheduler import Scheduler, loop_jobs, schedule_zone
 

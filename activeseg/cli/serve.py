@@ -26,7 +26,11 @@ def serve(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer rankings, images and rounds over HTTP until Ctrl-C. Callers need the bearer token."""
+    """Answer rankings, images and rounds over HTTP until Ctrl-C. Callers need the bearer token.
+
+    With a webhook configured it also takes Label Studio's hints that annotations changed.
+    """
+    from activeseg.hints import HOOK_PATH
     from activeseg.web.app import create_app
     from activeseg.web.auth import bearer_token
     from activeseg.web.server import open_socket, run, url_of
@@ -37,12 +41,15 @@ def serve(
         where = section.host if host is None else host
         with open_socket(where, section.port if port is None else port, token) as opened:
             app = create_app(workspace.settings, workspace.database)
+            hook = url_of(opened) + HOOK_PATH if workspace.settings.webhook_secret() else None
             if as_json:
-                print_json({"url": url_of(opened), "token": token.place})
+                print_json({"url": url_of(opened), "token": token.place, "hook": hook})
                 # A program that started us waits for this before it connects.
                 sys.stdout.flush()
             else:
                 _announce(url_of(opened), token)
+                if hook:
+                    typer.echo(f"hints of Label Studio are taken at {hook}")
             run(app, opened)
 
 

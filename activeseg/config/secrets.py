@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from activeseg.errors import ConfigError
+
+_NEW_BYTES = 32
 
 
 def read_secret(file: Path) -> SecretStr:
@@ -35,3 +40,31 @@ def write_secret(file: Path, value: str) -> None:
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
         stream.write(value + "\n")
+
+
+def secret_or_new(value: SecretStr | None, file: Path) -> SecretStr:
+    """`value` where there is one (it came from the environment), else the file's, made with a random secret at first use.
+
+    Of two processes that start at once, one makes the file and both get what is in it. Raises ConfigError as `read_secret`.
+    """
+    if value is not None:
+        return value
+    if not file.exists():
+        _write_unless_there(file, secrets.token_urlsafe(_NEW_BYTES))
+    return read_secret(file)
+
+
+def _write_unless_there(file: Path, value: str) -> None:
+    """Write a secret file that appears whole, with its mode, or not at all; one that is there already stays."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")  # mode 0600
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(value + "\n")
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, file)
+        finally:
+            os.unlink(partial)
+    except OSError as error:
+        raise ConfigError(f"secret file {file} cannot be made: {error.strerror}") from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from activeseg.config.recipes import RECIPES
 
@@ -27,8 +28,12 @@ class Section(BaseModel):
         # TOML has no null, nor have environment variables: an empty text unsets a key that may be unset.
         if not isinstance(data, dict):
             return data
-        unset = {key for key, field in cls.model_fields.items() if field.default is None and data.get(key) == ""}
+        unset = {key for key, field in cls.model_fields.items() if _may_be_unset(field) and data.get(key) == ""}
         return {key: None if key in unset else value for key, value in data.items()}
+
+
+def _may_be_unset(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)
 
 
 class DatabaseSection(Section):
@@ -218,7 +223,7 @@ class LabelStudioSection(Section):
         None, description="for images = 'local-files': the pool's folder as the server sees it; unset = as we see it"
     )
     longest_side: int | None = Field(
-        1280, ge=64, description="larger images are shown shrunk to this many pixels; unset = never (browsers get slow)"
+        1280, ge=64, description="larger images are shown shrunk to this many pixels; '' = never (browsers get slow)"
     )
     entropy_map: Literal["beside", "folded", "none"] = Field(
         "beside", description="the entropy map: open beside the image, folded away until asked for, or not at all"

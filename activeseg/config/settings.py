@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from activeseg.config.secrets import read_secret
+from activeseg.config.secrets import read_secret, secret_or_new
 from activeseg.config.sections import (
     ArtifactsSection,
     DatabaseSection,
@@ -32,6 +32,8 @@ CONFIG_FILE = "activeseg.toml"
 ENV_PREFIX = "ACTIVESEG_"
 SECRETS = (("labelstudio", "token"), ("labelstudio", "webhook_secret"), ("serve", "token"), ("ml_backend", "password"))
 """Keys that come from the environment or from a file of their own, never from activeseg.toml."""
+_MIN_WEBHOOK_SECRET = 16
+_WEBHOOK_SECRET_FILE = Path(".activeseg-webhook-secret")
 _SECRET_KEYS = frozenset(key for _, key in SECRETS)
 
 
@@ -107,6 +109,27 @@ class Settings(BaseSettings):
                 "(Label Studio: Account & Settings > Personal Access Token)"
             )
         return token
+
+    def webhook_secret(self, *, make: bool = True) -> SecretStr | None:
+        """What Label Studio's hints must carry; made at first use. None where no webhook is configured.
+
+        make: False only looks, and gives None too where nothing was made yet.
+        Raises ConfigError for one that keeps nobody out or cannot be sent.
+        """
+        section = self.labelstudio
+        if not (section.webhook_url or section.webhook_secret or section.webhook_secret_file):
+            return None
+        file = self.path(section.webhook_secret_file or _WEBHOOK_SECRET_FILE)
+        if not make and section.webhook_secret is None and not file.exists():
+            return None
+        secret = secret_or_new(section.webhook_secret, file)
+        value = secret.get_secret_value()
+        if len(value) < _MIN_WEBHOOK_SECRET or not (value.isascii() and value.isprintable()):
+            raise ConfigError(
+                f"the webhook's secret: expected at least {_MIN_WEBHOOK_SECRET} printable ASCII characters, because it travels "
+                "in a header: set another one, or delete its file and a new one is made"
+            )
+        return secret
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -17,6 +17,8 @@ from activeseg.db.models import (
     Decision,
     Evaluation,
     Promotion,
+    Round,
+    ScoringConfig,
     Split,
     TrainingRun,
     TrainingRunAnnotation,
@@ -37,6 +39,14 @@ def champion(session: Session) -> Checkpoint | None:
         .limit(1)
     )
     return session.scalar(statement)
+
+
+def of_round(session: Session, row: Round) -> Checkpoint | None:
+    """The checkpoint whose scores a round was chosen by; None for a bootstrap round."""
+    if row.scoring_config_id is None:
+        return None
+    config = session.get_one(ScoringConfig, row.scoring_config_id)
+    return session.get_one(Checkpoint, config.checkpoint_id)
 
 
 def require_labels(checkpoint: Checkpoint, label_set: LabelSet) -> None:

@@ -13,7 +13,6 @@ from activeseg.core.labels import LabelSet
 from activeseg.db.images import blocks
 from activeseg.db.models import (
     Image,
-    ImageStatus,
     JournalState,
     LabelingProject,
     LabelSetRow,
@@ -48,34 +47,6 @@ def project(session: Session, instance_key: str, external_id: int) -> LabelingPr
         LabelingProject.instance_key == instance_key, LabelingProject.external_project_id == external_id
     )
     return session.scalar(statement)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTask:
-    """A task that waits for annotators."""
-
-    task: Task
-    image: ImageRef
-    shown_order: int
-    query_size: int
-
-
-def open_tasks_without(session: Session, source: str) -> list[OpenTask]:
-    """Pushed tasks nobody has answered that show another prediction than one from `source`, or none."""
-    shown = sa.select(Prediction.source).where(Prediction.id == Task.prediction_id).scalar_subquery()
-    statement = (
-        sa.select(Task, Image, Query.shown_order, Round.query_size)
-        .join(Query, Query.id == Task.query_id)
-        .join(Round, Round.id == Query.round_id)
-        .join(Image, Image.id == Query.image_id)
-        .where(Task.status == TaskStatus.PUSHED, Query.status == QueryStatus.PUSHED, Image.status == ImageStatus.ACTIVE)
-        .where(sa.func.coalesce(shown, "") != source)
-        .order_by(Task.id)
-    )
-    return [
-        OpenTask(task, ImageRef(image.id, image.uri, image.sha256), order, size)
-        for task, image, order, size in session.execute(statement)
-    ]
 
 
 def others_with_open_tasks(session: Session, labeling_project_id: int) -> list[LabelingProject]:
@@ -120,15 +91,6 @@ def latest_pre_annotation(session: Session, image_ids: Sequence[int]) -> str | N
     return youngest[1] if youngest else None
 
 
-def image_sizes(session: Session, image_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """image id -> (height, width), 0 where it is not known."""
-    found: dict[int, tuple[int, int]] = {}
-    for block in blocks(image_ids):
-        rows = session.execute(sa.select(Image.id, Image.height, Image.width).where(Image.id.in_(block)))
-        found.update({number: (height or 0, width or 0) for number, height, width in rows})
-    return found
-
-
 def leave_without_prediction(session: Session, task_id: int) -> None:
     """A task is sent without the prediction that was planned for it."""
     session.get_one(Task, task_id).prediction_id = None
@@ -147,25 +109,6 @@ def shown_sources(session: Session, labeling_project_id: int) -> set[str]:
 def label_set_of(session: Session, labeling_project: LabelingProject) -> LabelSet:
     """The classes a project was made for."""
     return LabelSet.from_dict(session.get_one(LabelSetRow, labeling_project.label_set_id).definition)
-
-
-def plan_task(session: Session, task: Task) -> Task:
-    """Insert the planned task of a query, or return the one it has, showing `task`'s prediction if it is still unsent.
-
-    One planned for another project moves to this one.
-    """
-    found = session.scalar(sa.select(Task).where(Task.query_id == task.query_id))
-    if found is not None:
-        if found.status == TaskStatus.PLANNED:
-            found.prediction_id = task.prediction_id
-        if found.status == TaskStatus.PLANNED and found.labeling_project_id != task.labeling_project_id:
-            found.labeling_project_id, found.key = task.labeling_project_id, task.key
-            found.image_url = found.entropy_url = None
-            session.flush()
-        return found
-    session.add(task)
-    session.flush()
-    return task
 
 
 def intend(session: Session, labeling_project_id: int, keys: Sequence[str]) -> int:
@@ -195,11 +138,11 @@ def mark_pushed(session: Session, labeling_project_id: int, task_ids: Mapping[st
     """Record outside ids by key; the queries become pushed. Returns how many tasks were not pushed before."""
     changed = 0
     for block in blocks(list(task_ids)):
-        statement = sa.select(Task).where(Task.labeling_project_id == labeling_project_id, Task.key.in_(block))
-        for task in session.scalars(statement).all():
+        mine = sa.select(Task, Query).join(Query, Query.id == Task.query_id)
+        statement = mine.where(Task.labeling_project_id == labeling_project_id, Task.key.in_(block))
+        for task, query in session.execute(statement).all():
             if task.status == TaskStatus.PLANNED:
                 task.external_task_id, task.status, task.pushed_at = task_ids[task.key], TaskStatus.PUSHED, now()
-                query = session.get_one(Query, task.query_id)
                 if query.status == QueryStatus.SELECTED:
                     query.status = QueryStatus.PUSHED
                 changed += 1
@@ -222,6 +165,20 @@ def known_tasks(session: Session, labeling_project_id: int, keys: Iterable[str])
             ref = ImageRef(image.id, image.uri, image.sha256)
             found[task.key] = KnownTask(task, ref, image.width or 0, image.height or 0, location)
     return found
+
+
+def task_of_image(session: Session, key: str, sha256: str) -> tuple[Task, ImageRef] | None:
+    """The task of ours that carries this key and shows the image of this checksum, in whatever project."""
+    statement = (
+        sa.select(Task, Image)
+        .join(Query, Query.id == Task.query_id)
+        .join(Image, Image.id == Query.image_id)
+        .where(Task.key == key, Image.sha256 == sha256)
+        .order_by(Task.id.desc())
+        .limit(1)
+    )
+    found = session.execute(statement).first()
+    return None if found is None else (found[0], ImageRef(found[1].id, found[1].uri, found[1].sha256))
 
 
 def pushed_task_ids(session: Session, labeling_project_id: int) -> dict[int, Task]:
@@ -251,6 +208,19 @@ def move_cursor(session: Session, labeling_project_id: int, until: datetime) -> 
     row = session.get_one(LabelingProject, labeling_project_id)
     if row.pulled_until is None or until > row.pulled_until:
         row.pulled_until = until
+
+
+def largest_picture(session: Session, labeling_project_id: int) -> int:
+    """Pixels of the largest picture that a project shows; 0 where it has no task of a known size."""
+    shown = Task.shown_width * Task.shown_height
+    statement = (
+        sa.select(sa.func.max(sa.func.coalesce(shown, Image.width * Image.height)))
+        .select_from(Task)
+        .join(Query, Query.id == Task.query_id)
+        .join(Image, Image.id == Query.image_id)
+        .where(Task.labeling_project_id == labeling_project_id)
+    )
+    return session.scalar(statement) or 0
 
 
 def count_open_tasks(session: Session, labeling_project_id: int) -> int:

@@ -81,6 +81,14 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
     return HeldLease(database, name, holder, token, ttl)
 
 
+def is_held(session: Session, name: str = "loop") -> bool:
+    """Whether a process holds the lease now, as far as can be seen from here; `acquire` decides."""
+    dialect = session.get_bind().dialect.name
+    clock = sa.literal_column(CLOCK[dialect], sa.Double)
+    holder = session.scalar(sa.select(Lease.holder).where(Lease.name == name, Lease.expires_at >= clock))
+    return holder is not None and not _is_gone(holder)
+
+
 def _expire_dead_holder(database: Database, name: str) -> None:
     """A killed process of this host need not be waited for. Where this is wrong, the fence still refuses its writes."""
     with database.read() as session:

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.db.images import blocks
 from activeseg.db.models import (
     ClassScoreRow,
     Image,
@@ -150,12 +151,17 @@ def unscored_candidates(session: Session) -> dict[int, str | None]:
     return {row.id: row.group_name for row in session.execute(statement)}
 
 
-def doubtful_classes(session: Session, scoring_config_id: int, image_id: int, limit: int = 3) -> list[int]:
-    """The class indices that carry most of an image's entropy, most first."""
-    statement = (
-        sa.select(ClassScoreRow.class_index)
-        .where(ClassScoreRow.scoring_config_id == scoring_config_id, ClassScoreRow.image_id == image_id)
-        .order_by(ClassScoreRow.channel_entropy_sum.desc(), ClassScoreRow.class_index)
-        .limit(limit)
-    )
-    return list(session.scalars(statement))
+def doubtful_classes(
+    session: Session, scoring_config_id: int, image_ids: Sequence[int], limit: int = 3
+) -> dict[int, list[int]]:
+    """image id -> the class indices that carry most of its entropy, most first; images without a score are absent."""
+    found: dict[int, list[int]] = {}
+    for block in blocks(image_ids):
+        statement = (
+            sa.select(ClassScoreRow.image_id, ClassScoreRow.class_index)
+            .where(ClassScoreRow.scoring_config_id == scoring_config_id, ClassScoreRow.image_id.in_(block))
+            .order_by(ClassScoreRow.image_id, ClassScoreRow.channel_entropy_sum.desc(), ClassScoreRow.class_index)
+        )
+        for image_id, class_index in session.execute(statement):
+            found.setdefault(image_id, []).append(class_index)
+    return {image_id: indices[:limit] for image_id, indices in found.items()}

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import checkpoints, images, rounds, scores, truth
+from activeseg.db import annotators, checkpoints, images, rounds, scores, truth
 from activeseg.db.models import (
     Annotation,
     AnnotationStatus,
@@ -26,7 +26,7 @@ ROUNDS_SHOWN = 10
 
 
 def read_status(session: Session, settings: Settings) -> dict[str, Any]:
-    """Champion, images, annotations, coverage, the last rounds, what happens next and what went wrong."""
+    """Champion, images, annotations, coverage, the last rounds, what happens next, annotators and what went wrong."""
     champion = checkpoints.champion(session)
     counts = images.count_by_status(session)
     return {
@@ -37,7 +37,8 @@ def read_status(session: Session, settings: Settings) -> dict[str, Any]:
         "coverage": _coverage(session, champion.id) if champion else None,
         "rounds": _rounds(session),
         "next": _next(session, settings, counts),
-        "problems": _problems(session),
+        "annotators": (people := annotators.overview(session)),
+        "problems": [*_problems(session), *_rubber_stamps(people, settings.labelstudio.rubber_stamp_seconds)],
     }
 
 
@@ -103,6 +104,15 @@ def _problems(session: Session) -> list[str]:
     if count := session.scalar(doubtful):
         lines.append(f"{count} sending calls ended in doubt; the next push looks their tasks up")
     return lines
+
+
+def _rubber_stamps(people: list[dict[str, Any]], seconds: float) -> list[str]:
+    return [
+        f"annotator {one['annotator'] or 'without a name'}: {one['rubber_stamps']} of {one['annotations']} masks unchanged "
+        f"within {seconds:g} s on uncertain images"
+        for one in people
+        if one["rubber_stamps"]
+    ]
 
 
 def _counted(session: Session, table: Any, status: Any, what: str) -> list[str]:

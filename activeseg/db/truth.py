@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -50,12 +50,40 @@ class AnnotatedImage:
 
 def known_version(session: Session, labeling_project_id: int, annotation_id: int, updated_at: datetime) -> bool:
     """Whether this version of a Label Studio annotation was pulled before."""
-    statement = sa.select(Annotation.id).where(
-        Annotation.labeling_project_id == labeling_project_id,
-        Annotation.external_annotation_id == annotation_id,
-        Annotation.external_updated_at == updated_at,
-    )
-    return session.scalar(statement) is not None
+    return (annotation_id, updated_at) in known_versions(session, labeling_project_id, [annotation_id])
+
+
+def known_versions(session: Session, labeling_project_id: int, annotation_ids: Iterable[int]) -> set[tuple[int, datetime]]:
+    """(outside id, moment of its last change) of all versions of these Label Studio annotations that were pulled before."""
+    found: set[tuple[int, datetime]] = set()
+    for block in blocks(sorted(set(annotation_ids))):
+        statement = sa.select(Annotation.external_annotation_id, Annotation.external_updated_at).where(
+            Annotation.labeling_project_id == labeling_project_id, Annotation.external_annotation_id.in_(block)
+        )
+        found.update((number, moment) for number, moment in session.execute(statement) if number and moment)
+    return found
+
+
+def move_stars(session: Session, labeling_project_id: int, stars: Mapping[tuple[int, datetime], bool]) -> int:
+    """Set who is starred as ground truth, by outside id and moment of versions pulled before; returns how many changed.
+
+    Label Studio takes the star from all other annotations of a task without marking them as changed.
+    """
+    moved: list[Annotation] = []
+    for block in blocks(sorted({number for number, _ in stars})):
+        statement = sa.select(Annotation).where(
+            Annotation.labeling_project_id == labeling_project_id,
+            Annotation.external_annotation_id.in_(block),
+            Annotation.status == AnnotationStatus.VALID,
+        )
+        for row in session.scalars(statement):
+            starred = stars.get((row.external_annotation_id or 0, moment_of(row)), row.ground_truth)
+            if starred != row.ground_truth:
+                row.ground_truth = starred
+                moved.append(row)
+    session.flush()
+    _reopen_votes(session, {row.image_id for row in moved})
+    return len(moved)
 
 
 def known_import(session: Session, image_id: int, import_sha256: str) -> bool:
@@ -67,62 +95,98 @@ def known_import(session: Session, image_id: int, import_sha256: str) -> bool:
 
 
 def record(session: Session, annotation: Annotation) -> None:
-    """The one writer of annotations: adds the row and says so on its query."""
-    session.add(annotation)
+    """Add one row; see `record_all`."""
+    record_all(session, [annotation])
+
+
+def record_all(session: Session, rows: Sequence[Annotation]) -> None:
+    """The one writer of annotations: adds the rows and says so on their queries.
+
+    What several annotators agreed on counts no more where one of them has a new version; see `db.votes`.
+    """
+    session.add_all(rows)
     session.flush()
-    if annotation.query_id is not None:
-        refresh_query(session, annotation.query_id)
+    drawn = [row for row in rows if row.consensus_of is None]
+    _reopen_votes(session, {row.image_id for row in drawn if row.source == AnnotationSource.LABELSTUDIO})
+    _refresh_queries(session, {row.query_id for row in drawn if row.query_id is not None})
+
+
+def _reopen_votes(session: Session, image_ids: set[int]) -> None:
+    """The outcomes and agreements of these images were found with other votes: none may count until found again."""
+    for block in blocks(sorted(image_ids)):
+        here = Annotation.image_id.in_(block)
+        outcome = sa.and_(here, Annotation.consensus_of.is_not(sa.null()), Annotation.status == AnnotationStatus.VALID)
+        session.execute(sa.update(Annotation).where(outcome).values(status=AnnotationStatus.DELETED, deleted_at=now()))
+        session.execute(sa.update(Annotation).where(here, Annotation.agreement.is_not(None)).values(agreement=None))
 
 
 def refresh_query(session: Session, query_id: int) -> None:
     """Set a query's status from the newest version of each of its annotations."""
-    query = session.get_one(Query, query_id)
-    if query.status == QueryStatus.WITHDRAWN:
-        return
-    statuses = {row.status for row in newest_versions(session, query_id)}
-    if AnnotationStatus.VALID in statuses:
-        query.status = QueryStatus.ANNOTATED
-    elif AnnotationStatus.SKIPPED in statuses:
-        query.status = QueryStatus.SKIPPED
-    else:
-        query.status = QueryStatus.PUSHED
+    _refresh_queries(session, {query_id})
+
+
+def _refresh_queries(session: Session, query_ids: set[int]) -> None:
+    for block in blocks(sorted(query_ids)):
+        statuses: dict[int, set[AnnotationStatus]] = {}
+        for row in _newest(session, Annotation.query_id.in_(block)):
+            statuses.setdefault(row.query_id or 0, set()).add(row.status)
+        for query in session.scalars(sa.select(Query).where(Query.id.in_(block))):
+            if query.status != QueryStatus.WITHDRAWN:
+                query.status = _answer(statuses.get(query.id, set()))
     session.flush()
 
 
+def _answer(statuses: set[AnnotationStatus]) -> QueryStatus:
+    if AnnotationStatus.VALID in statuses:
+        return QueryStatus.ANNOTATED
+    return QueryStatus.SKIPPED if AnnotationStatus.SKIPPED in statuses else QueryStatus.PUSHED
+
+
 def newest_versions(session: Session, query_id: int) -> list[Annotation]:
-    """The newest version of each annotation of a query."""
-    statement = sa.select(Annotation).where(Annotation.query_id == query_id).order_by(Annotation.id)
+    """The newest version of each annotation of a query. What several annotators agreed on is nobody's annotation."""
+    return _newest(session, Annotation.query_id == query_id)
+
+
+def newest_of_images(session: Session, image_ids: Sequence[int]) -> list[Annotation]:
+    """The newest version of each annotation that people made of these images in Label Studio."""
+    found: list[Annotation] = []
+    for block in blocks(image_ids):
+        found += _newest(session, Annotation.image_id.in_(block), Annotation.source == AnnotationSource.LABELSTUDIO)
+    return found
+
+
+def _newest(session: Session, *conditions: sa.ColumnElement[bool]) -> list[Annotation]:
+    statement = sa.select(Annotation).where(*conditions, Annotation.consensus_of.is_(sa.null())).order_by(Annotation.id)
     newest: dict[tuple[int | None, int], Annotation] = {}
     for row in session.scalars(statement):
         key = (row.labeling_project_id, row.external_annotation_id or -row.id)
         held = newest.get(key)
-        if held is None or _moment(row) >= _moment(held):
+        if held is None or moment_of(row) >= moment_of(held):
             newest[key] = row
     return list(newest.values())
 
 
-def _moment(row: Annotation) -> datetime:
+def moment_of(row: Annotation) -> datetime:
+    """When an annotation was last changed, as far as that is known: of several the last one counts."""
     return row.external_updated_at or row.received_at
 
 
 def mark_deleted(session: Session, labeling_project_id: int, external_task_ids: Iterable[int], kept: set[int]) -> int:
     """Mark annotations of these tasks deleted unless their outside id is in `kept`; returns how many."""
-    changed = 0
+    gone: list[Annotation] = []
     for block in blocks(list(external_task_ids)):
         statement = sa.select(Annotation).where(
             Annotation.labeling_project_id == labeling_project_id,
             Annotation.external_task_id.in_(block),
             Annotation.status != AnnotationStatus.DELETED,
         )
-        for row in session.scalars(statement).all():
-            if row.external_annotation_id in kept:
-                continue
-            row.status, row.deleted_at = AnnotationStatus.DELETED, now()
-            changed += 1
-            session.flush()
-            if row.query_id is not None:
-                refresh_query(session, row.query_id)
-    return changed
+        gone += [row for row in session.scalars(statement) if row.external_annotation_id not in kept]
+    for row in gone:
+        row.status, row.deleted_at = AnnotationStatus.DELETED, now()
+    session.flush()
+    _reopen_votes(session, {row.image_id for row in gone})
+    _refresh_queries(session, {row.query_id for row in gone if row.query_id is not None})
+    return len(gone)
 
 
 def current(

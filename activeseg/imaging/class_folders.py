@@ -15,7 +15,7 @@ def class_folders(folder: Path, label_set: LabelSet) -> dict[int, Path]:
     Raises ConfigError where two classes would share a folder, where a folder is that of no class, and where a class has
     none: a class that was misspelt would else be nowhere, without a word.
     """
-    known = _names_of_folders(folder, label_set)
+    known = folder_names(label_set, f"mask folder {folder}")
     if not folder.is_dir():
         raise ConfigError(f"mask folder {folder} does not exist")
     found = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")}
@@ -39,13 +39,14 @@ def png_masks(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".png"}
 
 
-def _names_of_folders(folder: Path, label_set: LabelSet) -> dict[str, int]:
+def folder_names(label_set: LabelSet, what: str) -> dict[str, int]:
+    """Folder name -> class index. Raises ConfigError, beginning with `what`, where two classes would share one."""
     known: dict[str, int] = {}
     for index, name in enumerate(label_set.names):
         other = known.setdefault(name.replace("/", "_"), index)
         if other != index:
             raise ConfigError(
-                f"mask folder {folder}: the classes {label_set.names[other]!r} and {name!r} would share a folder, because a "
+                f"{what}: the classes {label_set.names[other]!r} and {name!r} would share a folder, because a "
                 "slash is an underscore in its name; rename one in the class list"
             )
     return known

@@ -7,6 +7,7 @@ are neither cut in the wrong places nor taken for an index mask.
 
 from __future__ import annotations
 
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -84,7 +85,15 @@ def encode_mask(mask: Mask) -> bytes:
     if mask.dtype != np.uint8 or mask.ndim != 2 or not mask.size:
         raise MaskError(f"expected a mask of shape (H, W) and dtype uint8; got {mask.shape} {mask.dtype}")
     stream = BytesIO()
-    Image.fromarray(np.ascontiguousarray(mask)).save(stream, "PNG")
+    # Masks are runs of equal values: matching runs only takes half the time, and the files are a little smaller.
+    Image.fromarray(np.ascontiguousarray(mask)).save(stream, "PNG", compress_type=zlib.Z_RLE)
+    return stream.getvalue()
+
+
+def encode_plane(plane: npt.NDArray[np.bool_]) -> bytes:
+    """A 1-bit PNG of where one class is, (H, W) bool; `decode_plane` reads it back. Equal planes give equal bytes."""
+    stream = BytesIO()
+    Image.fromarray(np.ascontiguousarray(plane)).save(stream, "PNG")
     return stream.getvalue()
 
 

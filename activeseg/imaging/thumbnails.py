@@ -11,10 +11,13 @@ from activeseg.errors import ImageError
 from activeseg.imaging.decode import Pixels
 
 
-def encode_png(image: Pixels) -> bytes:
-    """A PNG of an image (H, W, 3) uint8 RGB. Carries no metadata; equal pixels give equal bytes."""
+def encode_png(image: Pixels, level: int = 6) -> bytes:
+    """A PNG of an image (H, W, 3) uint8 RGB. Carries no metadata; equal pixels give equal bytes.
+
+    level: zlib's, 1..9; level 1 makes a photograph a sixth larger in a quarter of the time.
+    """
     stream = BytesIO()
-    _picture(image).save(stream, "PNG")
+    _picture(image).save(stream, "PNG", compress_level=level)
     return stream.getvalue()
 
 

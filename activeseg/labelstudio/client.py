@@ -16,17 +16,19 @@ import httpx
 
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelStudioError
-from activeseg.labelstudio.http import Http, TokenKind
-from activeseg.labelstudio.labeling import MaskKind
+from activeseg.labelstudio.http import Http, TokenKind, json_bytes
+from activeseg.labelstudio.labeling import EntropyMap, MaskKind
 from activeseg.labelstudio.projects import Project, Projects
 
-__all__ = ["LabelStudioClient", "Project", "TaskStamp"]
+__all__ = ["KeyedTask", "LabelStudioClient", "Project", "TaskStamp"]
 
 Item = TypeVar("Item")
 _EXPORT_BLOCK = 50
 _KEY_BLOCK = 50  # keys travel in the address, which proxies limit to 8 kB
+_ID_BLOCK = 200  # so do numbers
 _UPLOAD_BLOCK = 50  # Label Studio takes at most 100 files a request
 _PAGE = 10_000
+_DATA_PAGE = 2_000  # with their data, so that memory stays flat
 _TICK = timedelta(microseconds=1)
 
 
@@ -36,6 +38,15 @@ class TaskStamp:
 
     id: int
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedTask:
+    """A task with what says whose it is: `data.key` and `data.sha256`, empty where it has none."""
+
+    id: int
+    key: str
+    sha256: str
 
 
 class LabelStudioClient:
@@ -88,13 +99,17 @@ class LabelStudioClient:
 
     # Projects
 
-    def ensure_project(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project:
-        """The oldest project of this title, made if there is none.
+    def ensure_project(
+        self, title: str, label_set: LabelSet, mask_kind: MaskKind, *, entropy_map: EntropyMap = "beside"
+    ) -> Project:
+        """The oldest project of this title, made if there is none; its screen gets the entropy map where it is wanted.
+
+        A screen that somebody changed by hand stays as it is.
 
         Raises LabelSetMismatch where an existing one has other classes, LabelStudioError where its masks are of another
         kind, LabelStudioDoubt where the answer to making it was lost (calling again finds it).
         """
-        return self._projects.ensure(title, label_set, mask_kind)
+        return self._projects.ensure(title, label_set, mask_kind, entropy_map=entropy_map)
 
     def find_project(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project | None:
         """The oldest project of this title, or None; raises as `ensure_project` where it does not fit."""
@@ -146,39 +161,67 @@ class LabelStudioClient:
             urls += ["/data/" + names[number] for number in numbers]
         return urls
 
-    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> list[int]:
+    def import_tasks(
+        self, project_id: int, tasks: Sequence[Mapping[str, Any] | bytes], *, predictions: int | None = None
+    ) -> list[int]:
         """Create tasks in one request; their numbers, in order. Never sent twice.
 
-        Raises LabelStudioDoubt where the answer is lost: look with `find_tasks` before sending again.
+        tasks: from `tasks.task_payload`, or their JSON. predictions: how many are in them, to be compared with the answer.
+        Raises LabelStudioDoubt where the answer is lost: look with `find_tasks` before sending again. Raises
+        LabelStudioError where the tasks are there and some of their predictions are not.
         """
         if not tasks:
             return []
         path = f"/api/projects/{project_id}/import"
-        made = self._http.create(path, list(tasks), {"return_task_ids": "true"})
+        body = b"[" + b",".join(task if isinstance(task, bytes) else json_bytes(task) for task in tasks) + b"]"
+        made = self._http.create(path, body, {"return_task_ids": "true"})
         numbers = [int(number) for number in made.get("task_ids", ())]
         if len(numbers) != len(tasks):
             raise self._http.doubt(path, f"{len(numbers)} task ids for {len(tasks)} tasks")
+        if predictions is not None and (kept := made.get("prediction_count")) != predictions:
+            raise LabelStudioError(
+                f"Label Studio made {len(tasks)} tasks in project {project_id} with {kept} of {predictions} predictions: "
+                "the others open without a mask; delete those tasks in Label Studio to have their images asked for again"
+            )
         return numbers
 
     def find_tasks(self, project_id: int, keys: Sequence[str]) -> dict[str, list[int]]:
         """Task numbers by `data.key`, ascending; keys without a task are absent."""
         found: dict[str, list[int]] = {}
-        for block in _blocks(keys, _KEY_BLOCK):
-            match = {"filter": "filter:tasks:data.key", "operator": "in_list", "type": "List", "value": list(block)}
-            for task in self._tasks(project_id, "id,data", [match]):
-                if (key := task["data"].get("key")) in block:
-                    found.setdefault(key, []).append(task["id"])
+        for task in self.keyed_tasks(project_id, keys):
+            found.setdefault(task.key, []).append(task.id)
         return {key: sorted(numbers) for key, numbers in found.items()}
+
+    def keyed_tasks(self, project_id: int, keys: Sequence[str] | None = None) -> Iterator[KeyedTask]:
+        """All tasks of a project by number, or those of some keys; a page at a time."""
+        if keys is None:
+            yield from map(_keyed, self._all(project_id, "id,data", []))
+            return
+        for block in _blocks(keys, _KEY_BLOCK):
+            match = _rule("data.key", "in_list", "List", list(block))
+            yield from (task for task in map(_keyed, self._all(project_id, "id,data", [match])) if task.key in block)
 
     def task_ids(self, project_id: int) -> list[int]:
         """Numbers of all tasks of a project, ascending."""
-        return self._all_ids(project_id, [])
+        return [task["id"] for task in self._all(project_id, "id", [])]
 
-    def untouched_tasks(self, project_id: int) -> list[int]:
-        """Numbers of the tasks without annotation, skip or draft of anybody, ascending."""
+    def untouched_tasks(self, project_id: int, among: Sequence[int] | None = None) -> list[int]:
+        """Numbers of the tasks (or of those `among` them) without annotation, skip or draft of anybody, ascending."""
         started = ("total_annotations", "cancelled_annotations")
         rules = [_rule(name, "equal", "Number", 0) for name in started] + [_rule("draft_exists", "equal", "Boolean", False)]
-        return self._all_ids(project_id, rules)
+        if among is None:
+            return [task["id"] for task in self._all(project_id, "id", rules)]
+        blocks = ([*rules, _rule("id", "in_list", "List", list(block))] for block in _blocks(among, _ID_BLOCK))
+        return sorted(task["id"] for chosen in blocks for task in self._all(project_id, "id", chosen))
+
+    def task_data(self, project_id: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """The data of tasks by number; numbers that are gone are absent."""
+        rules = (_rule("id", "in_list", "List", list(block)) for block in _blocks(ids, _ID_BLOCK))
+        return {task["id"]: dict(task["data"]) for rule in rules for task in self._all(project_id, "id,data", [rule])}
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Give a task these data in place of all it has; its predictions stay. Moves its stamp (`changed_tasks`)."""
+        self._http.repeatable("PATCH", f"/api/tasks/{task_id}/", body={"data": dict(data)})
 
     def changed_tasks(self, project_id: int, since: datetime | None) -> list[TaskStamp]:
         """Tasks that changed after `since` (aware), oldest change first.
@@ -188,15 +231,18 @@ class LabelStudioClient:
         seen: dict[int, TaskStamp] = {}
         while True:
             rules = [] if since is None else [_rule("updated_at", "greater", "Datetime", _iso(since))]
-            page = [
-                TaskStamp(task["id"], datetime.fromisoformat(task["updated_at"]).astimezone(UTC))
-                for task in self._tasks(project_id, "id,updated_at", rules, "tasks:updated_at")
-            ]
+            tasks, total = self._page(project_id, "id,updated_at", rules, "tasks:updated_at")
+            page = [TaskStamp(task["id"], datetime.fromisoformat(task["updated_at"]).astimezone(UTC)) for task in tasks]
             fresh = [stamp for stamp in page if seen.get(stamp.id) != stamp]
             seen |= {stamp.id: stamp for stamp in fresh}
-            if len(page) < _PAGE or not fresh:
+            if len(page) >= total:
                 return sorted(seen.values(), key=lambda stamp: (stamp.updated_at, stamp.id))
-            since = page[-1].updated_at - _TICK
+            since = page[-1].updated_at
+            if fresh:
+                since -= _TICK
+            else:  # a whole page changed at the same moment: the rest of it, by number
+                same = self._all(project_id, "id", [_rule("updated_at", "equal", "Datetime", _iso(since))])
+                seen |= {task["id"]: TaskStamp(task["id"], since) for task in same}
 
     def export_tasks(self, project_id: int, ids: Sequence[int]) -> list[dict[str, Any]]:
         """Tasks with their annotations as Label Studio exports them; those without any annotation are left out."""
@@ -231,27 +277,38 @@ class LabelStudioClient:
         selected = {"selectedItems": {"all": False, "included": list(ids)}}
         self._http.repeatable("POST", "/api/dm/actions", params={"id": name, "project": project_id}, body=selected)
 
-    def _all_ids(self, project_id: int, rules: Sequence[Mapping[str, Any]]) -> list[int]:
-        numbers: list[int] = []
+    def _all(self, project_id: int, include: str, rules: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Tasks by number, whatever page size the server allows: an empty page is the end."""
+        last = 0
         while True:
-            after = [_rule("id", "greater", "Number", numbers[-1])] if numbers else []
-            page = [task["id"] for task in self._tasks(project_id, "id", [*rules, *after], "tasks:id")]
-            numbers += page
-            if len(page) < _PAGE:
-                return numbers
+            after = [_rule("id", "greater", "Number", last)] if last else []
+            size = _DATA_PAGE if "data" in include else _PAGE
+            tasks, total = self._page(project_id, include, [*rules, *after], "tasks:id", size=size)
+            yield from tasks
+            if len(tasks) >= total:
+                return
+            last = tasks[-1]["id"]
 
-    def _tasks(
-        self, project_id: int, include: str, rules: Sequence[Mapping[str, Any]], *ordering: str
-    ) -> Iterator[dict[str, Any]]:
-        query = {"filters": {"conjunction": "and", "items": list(rules)}, "ordering": list(ordering)}
+    def _page(
+        self, project_id: int, include: str, rules: Sequence[Mapping[str, Any]], ordering: str, *, size: int = _PAGE
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The first tasks that fit the rules, and how many there are in all: a server may allow smaller pages than asked."""
+        query = {"filters": {"conjunction": "and", "items": list(rules)}, "ordering": [ordering]}
         params: dict[str, str | int] = {
             "project": project_id,
             "fields": "task_only",
             "include": include,
-            "page_size": _PAGE,
+            "page_size": size,
             "query": json.dumps(query),
         }
-        yield from self._http.get("/api/tasks/", params)["tasks"]
+        answer = self._http.get("/api/tasks/", params)
+        tasks = list(answer["tasks"])
+        return tasks, int(answer.get("total", 0)) if tasks else 0
+
+
+def _keyed(task: Mapping[str, Any]) -> KeyedTask:
+    data = task["data"] if isinstance(task["data"], Mapping) else {}
+    return KeyedTask(int(task["id"]), str(data.get("key") or ""), str(data.get("sha256") or ""))
 
 
 def _blocks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ Params = Mapping[str, str | int | bool | Sequence[int]]
 _ACCESS_SECONDS = 240.0
 # Nothing was sent, so nothing can have been created.
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_REFRESH = "/api/token/refresh/"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -50,7 +51,9 @@ class Http:
         self._renewed_at = 0.0
         self._retry_delays = tuple(retry_delays)
         local = urlsplit(self.url).hostname in _LOOPBACK
-        self.client = httpx.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=not local)
+        self.client = httpx.Client(
+            base_url=self.url, timeout=timeout, transport=transport, trust_env=not local, auth=_Renewed(self)
+        )
 
     def __repr__(self) -> str:
         return f"Http({self.url!r}, {self.token_kind} token)"
@@ -65,7 +68,7 @@ class Http:
 
     def repeatable(self, method: str, path: str, *, params: Params | None = None, body: Any = None) -> Any:
         """JSON answer of a call that may be sent again without harm."""
-        content = None if body is None else _json_bytes(body)
+        content = None if body is None else json_bytes(body)
         for delay in (*self._retry_delays, None):
             try:
                 answer = self._send(method, path, params=params, content=content)
@@ -79,10 +82,13 @@ class Http:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def create(self, path: str, body: Any, params: Params | None = None) -> Any:
-        """JSON answer of a POST that creates something; sent once. Raises LabelStudioDoubt where it may have worked."""
+        """JSON answer of a POST that creates something; sent once. Raises LabelStudioDoubt where it may have worked.
+
+        body: what becomes JSON, or the bytes of it.
+        """
         self._renew()
         try:
-            answer = self._send("POST", path, params=params, content=_json_bytes(body))
+            answer = self._send("POST", path, params=params, content=body if isinstance(body, bytes) else json_bytes(body))
         except UNSENT as error:
             raise self.unreachable(error) from error
         except httpx.TransportError as error:
@@ -98,6 +104,21 @@ class Http:
             return self._json(self._send("POST", path, params=params, files=parts))
         except httpx.TransportError as error:
             raise self.unreachable(error) from error
+
+    def download(self, path: str, *, max_bytes: int) -> bytes:
+        """The bytes of a file the server itself serves; no redirect is followed. Raises LabelStudioError for more bytes."""
+        try:
+            with self.client.stream("GET", path, headers={"Authorization": self._renew()}, follow_redirects=False) as answer:
+                if answer.status_code != 200:
+                    raise LabelStudioError(f"Label Studio at {self.url} answered GET {path} with HTTP {answer.status_code}")
+                data = bytearray()
+                for part in answer.iter_bytes():
+                    data += part
+                    if len(data) > max_bytes:
+                        raise LabelStudioError(f"the file {path} of Label Studio has more than {max_bytes} bytes")
+        except httpx.TransportError as error:
+            raise self.unreachable(error) from error
+        return bytes(data)
 
     def doubt(self, path: str, what: str) -> LabelStudioDoubt:
         """The error for a creating call whose answer was lost."""
@@ -128,12 +149,17 @@ class Http:
         for _ in range(2):
             used = self._renew()
             answer = self.client.request(
-                method, path, params=params, content=content, files=files, headers=headers | {"Authorization": used}
+                method, path, params=params, content=content, files=files, headers=headers | {"Authorization": used}, auth=None
             )
             if answer.status_code != 401 or self.token_kind == "legacy":
                 break
             self._access = None  # refused before anything was done: renew it and send the request again
         return answer
+
+    def renewed(self) -> str:
+        """The Authorization header with an access token made just now: the last one was refused."""
+        self._access = None
+        return self._renew()
 
     def _renew(self) -> str:
         """The Authorization header, after renewing the access token where it is old."""
@@ -141,7 +167,7 @@ class Http:
             return f"Token {self._token}"
         if self._access is None or time.monotonic() - self._renewed_at > _ACCESS_SECONDS:
             try:
-                answer = self.client.post("/api/token/refresh/", json={"refresh": self._token})
+                answer = self.client.request("POST", _REFRESH, json={"refresh": self._token}, auth=None)
             except httpx.TransportError as error:
                 raise self.unreachable(error) from error
             self._access = str(self._json(answer)["access"])
@@ -168,6 +194,22 @@ class Http:
         )
 
 
+class _Renewed(httpx.Auth):
+    """For calls of others on the same connections (the SDK, downloads): a token that is refused is renewed, and they go again.
+
+    The SDK renews its access token by our clock alone: it would fail where the server's is ahead.
+    """
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        answer = yield request
+        if answer.status_code == 401 and self._http.token_kind == "personal" and request.url.path != _REFRESH:
+            request.headers["Authorization"] = self._http.renewed()
+            yield request
+
+
 def token_kind(token: str) -> TokenKind:
     """'personal' for a personal access token (a JWT that refreshes), 'legacy' for anything else."""
     parts = token.split(".")
@@ -180,7 +222,8 @@ def token_kind(token: str) -> TokenKind:
     return "personal" if isinstance(claims, dict) and claims.get("token_type") == "refresh" else "legacy"
 
 
-def _json_bytes(body: Any) -> bytes:
+def json_bytes(body: Any) -> bytes:
+    """Compact JSON."""
     return json.dumps(body, separators=(",", ":")).encode()
 
 

@@ -12,7 +12,15 @@ import httpx
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelSetMismatch, LabelStudioError
 from activeseg.labelstudio.http import UNSENT, Http
-from activeseg.labelstudio.labeling import MaskKind, config_labels, config_mask_kind, config_overlap, labeling_config
+from activeseg.labelstudio.labeling import (
+    EntropyMap,
+    MaskKind,
+    config_entropy_map,
+    config_labels,
+    config_mask_kind,
+    config_overlap,
+    labeling_config,
+)
 
 if TYPE_CHECKING:
     from label_studio_sdk.client import LabelStudio
@@ -45,12 +53,15 @@ class Projects:
         self._token = token
         self._connected: LabelStudio | None = None
 
-    def ensure(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project:
+    def ensure(self, title: str, label_set: LabelSet, mask_kind: MaskKind, *, entropy_map: EntropyMap = "beside") -> Project:
         """See LabelStudioClient.ensure_project."""
+        config = labeling_config(label_set, mask_kind=mask_kind, entropy_map=entropy_map)
         if (known := self.find(title, label_set, mask_kind)) is not None:
-            return known
+            if config_entropy_map(known.config, label_set, mask_kind) in (None, entropy_map):
+                return known
+            self._http.repeatable("PATCH", f"{_PATH}{known.id}/", body={"label_config": config})
+            return self.get(known.id)
         projects = self._sdk().projects
-        config = labeling_config(label_set, mask_kind=mask_kind)
         made = self._call(
             lambda: projects.create(
                 title=title,

@@ -6,31 +6,29 @@ may overlap each region says where its class is, and regions of other classes sa
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import io
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
-from activeseg.core.masks import compose_regions, split_regions, unite_regions
+from activeseg.core.masks import compose_regions, unite_regions
 from activeseg.errors import AnnotationError
+from activeseg.labelstudio.bitmask import decode_bitmask, encode_bitmask
 from activeseg.labelstudio.brush import decode_rle, encode_rle
 from activeseg.labelstudio.labeling import CONTROL, IMAGE, MaskKind
 
 BoolMask = npt.NDArray[np.bool_]
 
+MAX_REGIONS = 2_000
+"""More regions than any person draws, or any browser bears: an annotation with more is refused."""
+
 _TYPES: dict[MaskKind, str] = {"brush": "brushlabels", "bitmask": "bitmasklabels"}
-_DATA_URL = "data:image/png;base64,"
 _UNTOUCHED, _EDITED = "prediction", "prediction-changed"
-_OPAQUE = 127
+_LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,13 @@ class AnnotatedMask:
     """What a person left on the screen.
 
     mask: of the label set's kind. regions: how many there were; changed: how many of them the person drew or edited.
+    overlap_share: share of pixels, 0..1, that lie under more than one region.
     """
 
     mask: Mask
     regions: int
     changed: int
+    overlap_share: float
 
 
 def mask_to_result(mask: Mask, label_set: LabelSet, *, kind: MaskKind) -> list[dict[str, Any]]:
@@ -51,10 +51,12 @@ def mask_to_result(mask: Mask, label_set: LabelSet, *, kind: MaskKind) -> list[d
     Where classes overlap, the smallest region comes first: Label Studio draws the first one on top, where a click finds it.
     """
     label_set.check_mask(mask)
-    regions = split_regions(mask, range(len(label_set.names)))
-    if label_set.overlap:
-        regions.sort(key=lambda region: int(region[1].sum()))
-    return [_region(index, region, label_set, kind) for index, region in regions]
+    if not label_set.overlap:
+        areas = ((index, mask == index) for index in range(len(label_set.names)))
+        return [_region(index, area, label_set, kind) for index, area in areas if area.any()]
+    pixels = [int(np.count_nonzero(plane)) for plane in mask]
+    smallest_first = sorted((index for index, count in enumerate(pixels) if count), key=lambda index: pixels[index])
+    return [_region(index, mask[index], label_set, kind) for index in smallest_first]
 
 
 def result_to_mask(
@@ -67,63 +69,63 @@ def result_to_mask(
     predictions. Pixels under no region get `fill`.
     Overlapping classes: planes (K, H, W) bool, each the union of its class's regions, whoever drew them.
 
-    Raises AnnotationError, with the reason, for whatever does not describe this image.
+    One region is unpacked at a time. Raises AnnotationError, with the reason, for whatever does not describe this image,
+    and for more than MAX_REGIONS regions.
     """
     if isinstance(result, str) or not isinstance(result, Sequence):
-        raise AnnotationError(f"an annotation's result must be a list of regions; got {type(result).__name__}")
-    untouched: list[tuple[int, BoolMask]] = []
-    edited: list[tuple[int, BoolMask]] = []
-    drawn: list[tuple[int, BoolMask]] = []
-    layers = {_UNTOUCHED: untouched, _EDITED: edited}
-    for number, region in enumerate(result):
-        try:
-            painted = _paint(region, label_set, width, height)
-        except AnnotationError as error:
-            raise AnnotationError(f"region {number + 1} of {len(result)}: {error}") from error
-        layers.get(str(region.get("origin")), drawn).append(painted)
-    shape, regions = (height, width), untouched + edited[::-1] + drawn
+        raise AnnotationError(f"an annotation's result must be a list of regions; got {_brief(result)}")
+    if len(result) > MAX_REGIONS:
+        raise AnnotationError(f"it has {len(result)} regions, more than the {MAX_REGIONS} that are read: merge some")
+    untouched, edited, drawn = _layers(result)
+    painted = _Painted(result, untouched + edited[::-1] + drawn, label_set, (height, width))
     mask: Mask
     if label_set.overlap:
-        mask = unite_regions(shape, regions, planes=len(label_set.names))
+        mask = unite_regions(painted.size, painted, planes=len(label_set.names))
     else:
-        mask = compose_regions(shape, regions, fill=fill)
-    return AnnotatedMask(mask, len(result), len(edited) + len(drawn))
+        mask = compose_regions(painted.size, painted, fill=fill)
+    return AnnotatedMask(mask, len(result), len(edited) + len(drawn), painted.overlap_share)
 
 
-def encode_bitmask(mask: BoolMask) -> str:
-    """A mask (H, W) bool as Label Studio's bitmask: data URL of a 1-bit PNG, black inside and transparent outside."""
-    image = Image.fromarray(mask.astype(np.uint8), "P")
-    image.putpalette([0] * 6)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", bits=1, transparency=bytes([0, 255]))
-    return _DATA_URL + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _layers(result: Sequence[Any]) -> tuple[list[int], list[int], list[int]]:
+    """Numbers of the untouched, the edited and the drawn regions."""
+    layers: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for number, region in enumerate(result):
+        origin = region.get("origin") if isinstance(region, Mapping) else None
+        layers[0 if origin == _UNTOUCHED else 1 if origin == _EDITED else 2].append(number)
+    return layers
 
 
-def decode_bitmask(url: str, height: int, width: int) -> BoolMask:
-    """Mask (H, W) bool of a bitmask, True where it is more than half opaque. Its size is checked before it is decoded."""
-    if not isinstance(url, str) or not url.startswith(_DATA_URL):
-        raise AnnotationError(f"a bitmask must be a {_DATA_URL!r} string")
-    try:
-        data = base64.b64decode(url[len(_DATA_URL) :], validate=True)
-        if data[12:16] != b"IHDR" or struct.unpack(">II", data[16:24]) != (width, height):
-            raise AnnotationError(f"a bitmask must be a PNG of {width}x{height} pixels")
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            alpha = np.asarray(image.convert("RGBA"))[..., 3]
-    except (binascii.Error, struct.error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, AnnotationError):
-            raise
-        raise AnnotationError(f"a bitmask is not a readable PNG ({error})") from error
-    return alpha > _OPAQUE
+class _Painted:
+    """Regions, each unpacked when its turn comes: no more than one is held. Watches where they overlap."""
+
+    def __init__(self, result: Sequence[Any], order: Sequence[int], label_set: LabelSet, size: tuple[int, int]) -> None:
+        self.result, self.order, self.label_set, self.size = result, order, label_set, size
+        self.once, self.twice = np.zeros((2, *size), np.bool_)
+
+    def __iter__(self) -> Iterator[tuple[int, BoolMask]]:
+        height, width = self.size
+        for number in self.order:
+            try:
+                index, area = _paint(self.result[number], self.label_set, width, height)
+            except AnnotationError as error:
+                raise AnnotationError(f"region {number + 1} of {len(self.result)}: {error}") from error
+            self.twice |= self.once & area
+            self.once |= area
+            yield index, area
+
+    @property
+    def overlap_share(self) -> float:
+        return float(np.count_nonzero(self.twice) / max(self.twice.size, 1))
 
 
-def _region(index: int, region: BoolMask, label_set: LabelSet, kind: MaskKind) -> dict[str, Any]:
-    height, width = region.shape
+def _region(index: int, area: BoolMask, label_set: LabelSet, kind: MaskKind) -> dict[str, Any]:
+    height, width = area.shape
     value: dict[str, Any] = {_TYPES[kind]: [label_set.names[index]]}
     if kind == "brush":
-        value |= {"format": "rle", "rle": encode_rle(region)}
+        value |= {"format": "rle", "rle": encode_rle(area)}
     else:
-        value |= {"imageDataURL": encode_bitmask(region)}
-    digest = hashlib.sha256(bytes([index]) + np.packbits(region).tobytes()).hexdigest()
+        value |= {"imageDataURL": encode_bitmask(area)}
+    digest = hashlib.sha256(bytes([index]) + np.packbits(area).tobytes()).hexdigest()
     return {
         "id": digest[:10],
         "type": _TYPES[kind],
@@ -139,15 +141,15 @@ def _region(index: int, region: BoolMask, label_set: LabelSet, kind: MaskKind) -
 def _paint(region: Mapping[str, Any], label_set: LabelSet, width: int, height: int) -> tuple[int, BoolMask]:
     kind = region.get("type") if isinstance(region, Mapping) else None
     if kind not in _TYPES.values():
-        raise AnnotationError(f"expected type {' or '.join(_TYPES.values())}, got {kind!r}")
+        raise AnnotationError(f"expected type {' or '.join(_TYPES.values())}, got {_brief(kind)}")
     value = region.get("value")
     if not isinstance(value, Mapping):
         raise AnnotationError("it has no value")
     size = (region.get("original_width"), region.get("original_height"))
     if size != (width, height):
-        raise AnnotationError(f"it was drawn on {size[0]}x{size[1]} pixels; the image has {width}x{height}")
-    if region.get("image_rotation"):
-        raise AnnotationError(f"the image was rotated by {region['image_rotation']} degrees: turn it back and submit again")
+        raise AnnotationError(f"it was drawn on {_brief(size[0])}x{_brief(size[1])} pixels; the image has {width}x{height}")
+    if rotation := region.get("image_rotation"):
+        raise AnnotationError(f"the image was rotated by {_brief(rotation)} degrees: turn it back and submit again")
     index = _class_index(value.get(str(kind)), label_set)
     if kind == _TYPES["brush"]:
         return index, decode_rle(value.get("rle", ()), height, width)
@@ -156,7 +158,18 @@ def _paint(region: Mapping[str, Any], label_set: LabelSet, width: int, height: i
 
 def _class_index(labels: Any, label_set: LabelSet) -> int:
     if not isinstance(labels, list) or len(labels) != 1:
-        raise AnnotationError(f"expected exactly one label, got {labels!r}")
+        raise AnnotationError(f"expected exactly one label, got {_brief(labels)}")
     if labels[0] not in label_set.names:
-        raise AnnotationError(f"unknown label {labels[0]!r}; known are {', '.join(label_set.names)}")
+        raise AnnotationError(f"unknown label {_brief(labels[0])}; known are {', '.join(label_set.names)}")
     return label_set.names.index(labels[0])
+
+
+def _brief(value: Any) -> str:
+    """A value from outside for a message: short, and safe to print however deep or long it is."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= _LONGEST_SHOWN else value[:_LONGEST_SHOWN] + "...")
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a huge number"
+    if value is None or isinstance(value, (int, float)):
+        return str(value)
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict)) else type(value).__name__

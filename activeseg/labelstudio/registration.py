@@ -29,7 +29,8 @@ def open_project(workspace: Workspace, client: LabelStudioClient) -> LabelingPro
     projects and tasks from 1 again and must not be taken for the old one; a server that moved is still the same.
     """
     section = workspace.settings.labelstudio
-    project = client.ensure_project(section.project, workspace.label_set, section.mask_kind)
+    project = client.ensure_project(section.project, workspace.label_set, section.mask_kind, entropy_map=section.entropy_map)
+    digest = hashlib.sha256(project.config.encode()).hexdigest()
     with workspace.database.write() as session:
         found = labeling.project(session, project.created_at, project.id)
         if found is None:
@@ -39,11 +40,11 @@ def open_project(workspace: Workspace, client: LabelStudioClient) -> LabelingPro
                 external_project_id=project.id,
                 title=project.title,
                 mask_kind=project.mask_kind,
-                config_sha256=hashlib.sha256(project.config.encode()).hexdigest(),
+                config_sha256=digest,
                 label_set_id=images.label_set_row(session, workspace.label_set).id,
             )
             session.add(found)
-        found.server_url = client.url
+        found.server_url, found.config_sha256 = client.url, digest
     return found
 
 

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
@@ -110,12 +110,20 @@ class RunningServer:
             )
 
 
-def start_server(data_dir: Path, *, port: int | None = None, log: Path, timeout: float = 240.0) -> RunningServer:
+def start_server(
+    data_dir: Path,
+    *,
+    port: int | None = None,
+    log: Path,
+    timeout: float = 240.0,
+    variables: Mapping[str, str] | None = None,
+) -> RunningServer:
     """Start Label Studio on 127.0.0.1, installing it first if need be, and wait until it answers (about 15 s warm).
 
     data_dir is made if it is new. A server that still runs on it, left by a killed process, is taken over (or ended,
-    where it does not answer or `port` asks for another port). Raises LabelStudioError with the log's last line where
-    the server ends or stays silent for `timeout` seconds.
+    where it does not answer or `port` asks for another port). variables: of its environment, such as
+    SSRF_PROTECTION_ENABLED; a server that is taken over keeps those it was started with. Raises LabelStudioError with the
+    log's last line where the server ends or stays silent for `timeout` seconds.
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -125,7 +133,7 @@ def start_server(data_dir: Path, *, port: int | None = None, log: Path, timeout:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         with _try_lock(_lock_file(data_dir)) as lock:
-            server = None if lock is None else _launch(install, data_dir, port or free_port(), log, lock)
+            server = None if lock is None else _launch(install, data_dir, port or free_port(), log, lock, variables or {})
         if server is not None:
             return _wait_for(server, deadline)
         if (running := _take_over(data_dir, port, log)) is not None:
@@ -133,11 +141,13 @@ def start_server(data_dir: Path, *, port: int | None = None, log: Path, timeout:
     raise LabelStudioError(f"a Label Studio on {data_dir} neither answers nor ends: see {log}, end it by hand and try again")
 
 
-def _launch(install: ServerInstall, data_dir: Path, port: int, log: Path, lock: int) -> RunningServer:
+def _launch(
+    install: ServerInstall, data_dir: Path, port: int, log: Path, lock: int, variables: Mapping[str, str]
+) -> RunningServer:
     _pid_file(data_dir).unlink(missing_ok=True)
     password = _secret(_account(data_dir, OWNER, "password"), secrets.token_urlsafe(24))
     app = _prepare(install, data_dir)
-    environment = server_environment(app) | {"LABEL_STUDIO_USERNAME": OWNER, "LABEL_STUDIO_PASSWORD": password}
+    environment = server_environment(app) | {"LABEL_STUDIO_USERNAME": OWNER, "LABEL_STUDIO_PASSWORD": password, **variables}
     arguments = ["start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
     with _open_log(log) as output:
         child = subprocess.Popen(

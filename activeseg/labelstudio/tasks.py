@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from activeseg.errors import ConfigError
+from activeseg.labelstudio.http import json_bytes
+
+MAX_TASKS = 500
+"""Tasks in a request: those without masks are so small that bytes alone would let thousands run into a time-out."""
+
+FIRST_BYTES = 1_000_000
 
 # A task keeps its text for good, so it must stay true when a champion's mask takes the place of nothing or of a guess.
 _NO_MODEL = "Correct what is drawn, and draw every class that is missing."
@@ -85,16 +91,41 @@ def order_value(order: int) -> str:
     return f"{order:06d}"
 
 
-def batches(payloads: Iterable[Mapping[str, Any]], *, max_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    """Payloads in order, grouped so that each group's JSON stays under max_bytes (a single larger one goes alone)."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    for payload in payloads:
-        length = len(json.dumps(payload)) + 1
-        if group and size + length > max_bytes:
+@dataclass(frozen=True, slots=True)
+class TaskBody:
+    """A task as JSON, ready to be sent.
+
+    key: `data.key`. row_id: of our tasks row. predictions: how many are in it. left_out: the prediction that was planned does
+    not fit its image any more and is not in it.
+    """
+
+    key: str
+    row_id: int
+    body: bytes
+    predictions: int
+    left_out: bool = False
+
+
+def task_body(payload: Mapping[str, Any], row_id: int, *, left_out: bool = False) -> TaskBody:
+    """The JSON of a payload from `task_payload`; made once, measured and sent as it is."""
+    body = json_bytes(payload)
+    return TaskBody(payload["data"]["key"], row_id, body, len(payload.get("predictions", ())), left_out)
+
+
+def batches(tasks: Iterable[TaskBody], *, max_bytes: int, first_bytes: int = FIRST_BYTES) -> Iterator[list[TaskBody]]:
+    """Tasks in order, in groups of at most `max_bytes` of JSON (a single larger one goes alone) and MAX_TASKS.
+
+    The first group has at most first_bytes and each next one twice as many: whoever makes the second while the first is on
+    its way should not wait long for it.
+    """
+    group: list[TaskBody] = []
+    size, limit = 0, min(first_bytes, max_bytes)
+    for task in tasks:
+        length = len(task.body) + 1
+        if group and (size + length > limit or len(group) == MAX_TASKS):
             yield group
-            group, size = [], 0
-        group.append(dict(payload))
+            group, size, limit = [], 0, min(2 * limit, max_bytes)
+        group.append(task)
         size += length
     if group:
         yield group

@@ -1,1 +1,1 @@
-"""Live predictions for Label Studio: the machine-learning backend it can be connected to. A process of its own."""
+"""Live predictions: the calls Label Studio makes to a machine-learning backend, answered by the champion."""

@@ -1,106 +1,56 @@
-"""queries -> predictions and Label Studio tasks: every task once, whatever happens on the way.
+"""predictions -> Label Studio tasks: every task once, whatever happens on the way.
 
     settle     calls whose end nobody knows (killed, answer lost): look their tasks up by key
-    predict    masks and entropy maps by the champion, or a first round's pre-annotations; stored, so that a repeated push
-               shows the same
-    plan       a tasks row with its deterministic key for every query
-    upload     image and entropy map; the addresses are committed, so that a killed push does not upload again
-    send       journal row, one import request, journal row closed and task ids recorded
+    plan       a tasks row with its deterministic key and the size it is shown at, for every query
+    deliver    an address for each image and entropy map, by upload or link; committed, so that a killed push does not
+               upload again
+    send       journal row, one import request, journal row closed and task ids recorded (`labelstudio.sending`)
 
-A request that creates tasks is never sent twice for the same key unless a look-up by key came back empty.
+A request that creates tasks is never sent twice for the same key unless a look-up by key came back empty. Tasks are taken
+in blocks, so memory does not grow with a round.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from activeseg.db import checkpoints, images, labeling, rounds, scores
-from activeseg.db.models import (
-    Checkpoint,
-    JournalState,
-    LabelingProject,
-    Prediction,
-    Query,
-    QueryStatus,
-    Round,
-    RoundStatus,
-    ScoringConfig,
-    Task,
-    TaskStatus,
-)
-from activeseg.errors import DataError, LabelStudioDoubt, NotReadyError
+from sqlalchemy.orm import Session
+
+from activeseg.core.scaling import shown_size, shrink_mask
+from activeseg.db import checkpoints, images, labeling, planned, rounds, scores
+from activeseg.db.images import blocks
+from activeseg.db.models import LabelingProject, Round, RoundStatus, Task, TaskStatus
+from activeseg.db.planned import PlannedTask
+from activeseg.errors import DataError, ImageError, NotReadyError
+from activeseg.imaging.browser import resize_picture, shows_as_decoded
+from activeseg.imaging.decode import decode_image
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.labelstudio.images import address_of, folder_on_server
 from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.registration import open_project
-from activeseg.labelstudio.tasks import batches, confidence_of_order, task_payload
-from activeseg.preannotate import PreAnnotator, pre_annotate_and_store
-from activeseg.predictions import predict_and_store, shown_version, source_of
+from activeseg.labelstudio.sending import send_tasks
+from activeseg.labelstudio.storages import ensure_local_storage
+from activeseg.labelstudio.tasks import TaskBody, confidence_of_order, task_body, task_payload
+from activeseg.nn.prefetch import map_ahead
+from activeseg.predictions import shown_version, source_of
 from activeseg.reconciliation import settle, task_key
-from activeseg.records import ImageRef, StageReport
+from activeseg.records import StageReport
 from activeseg.workspace import Workspace
 
+BLOCK = 200
 UPLOAD_GROUP = 16
+UPLOAD_LEVEL = 1  # of PNG compression: at 6 we would take longer to make a picture than the server to store it
 TAB_TITLE = "activeseg: most useful first"
 
 Progress = Callable[[int, int], None]
 """Called with (tasks sent, tasks planned)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What one task shows: its rows, its image and the classes in doubt."""
-
-    task: Task
-    query: Query
-    image: ImageRef
-    size: tuple[int, int]
-    prediction: Prediction | None
-    doubtful: tuple[str, ...]
-
-
-def predict_round(workspace: Workspace, round_id: int, *, pre_annotator: PreAnnotator | None = None) -> StageReport:
-    """Draw and store the masks and entropy maps of a round's waiting queries; those that exist are kept.
-
-    A bootstrap round has none, or those of `pre_annotator`; the report counts and lists the images it leaves without.
-    Images that cannot be read any more are quarantined and their queries withdrawn. Raises LabelSetMismatch where the
-    round's checkpoint knows other classes than are configured, although its masks are stored already.
-    """
-    started = time.monotonic()
-    with workspace.database.read() as session:
-        checkpoint = _checkpoint_of(session.get_one(Round, round_id), session)
-        waiting = [ref for _, ref in rounds.queries(session, round_id, QueryStatus.SELECTED)]
-        source = source_of(checkpoint) if checkpoint else pre_annotator.source if pre_annotator else None
-        known = labeling.predictions_of(session, source, [ref.image_id for ref in waiting]) if source else {}
-    if checkpoint is not None:
-        checkpoints.require_labels(checkpoint, workspace.label_set)
-    work = [ref for ref in waiting if ref.image_id not in known] if source else []
-    failures: dict[int, str] = {}
-    without: dict[int, str] = {}
-    if work and checkpoint is not None:
-        failures = predict_and_store(workspace, checkpoint, work)
-    elif work and pre_annotator is not None:
-        failures, without = pre_annotate_and_store(workspace, pre_annotator, work)
-    if failures:
-        with workspace.database.write() as session:
-            images.quarantine(session, failures)
-    problems = {ref.uri: f"no mask: {without[ref.image_id]}" for ref in work if ref.image_id in without}
-    details = {"without a mask": len(problems), "problems": problems} if problems else {}
-    done = len(work) - len(failures) - len(problems)
-    return StageReport("predict", done, len(failures), time.monotonic() - started, details)
-
-
-def _checkpoint_of(row: Round, session: Any) -> Checkpoint | None:
-    if row.scoring_config_id is None:
-        return None
-    config = session.get_one(ScoringConfig, row.scoring_config_id)
-    found: Checkpoint = session.get_one(Checkpoint, config.checkpoint_id)
-    return found
 
 
 def push_round(
@@ -114,31 +64,34 @@ def push_round(
     """Give every waiting query of a round its task. Run again after a kill or a doubt, it sends only what is missing.
 
     Call `predict_round` first. pre_annotation: the source whose predictions a round without a checkpoint shows; by default
-    that of the youngest stored ones, if there are any. Raises LabelStudioDoubt where an answer was lost and the look-up
-    could not settle it: the round stays as it is and the next run goes on.
+    that of the youngest stored ones, if there are any. Images that cannot be read any more are quarantined. The report says
+    how many images were uploaded and, where they go by address, how many did. Raises LabelStudioDoubt where an answer was
+    lost and the look-up could not settle it: the round stays as it is and the next run goes on.
     """
     started = time.monotonic()
     project = open_project(workspace, client)
     settled = settle(workspace, client, project)
     source = _shown_source(workspace, round_id, pre_annotation)
-    shown = _plan(workspace, project, round_id, source)
-    _upload(workspace, client, project, shown)
-    sent = _send(workspace, client, project, shown, on_progress)
+    total = _plan(workspace, project, round_id, source)
+    counts = _deliver(workspace, client, project, round_id)
+    tell = on_progress or (lambda done, planned: None)
+    tasks = _bodies(workspace, project, round_id)
+    sent = send_tasks(workspace, client, project, tasks, on_sent=lambda done: tell(done, total))
     # Before the round counts as pushed: whatever fails here is done again by the next run.
     if source is not None and _is_shown(workspace, project, source):
         client.set_model_version(project.external_project_id, shown_version(source))
     client.ensure_tab(project.external_project_id, TAB_TITLE, ["tasks:data.order"])
     with workspace.database.write() as session:
         rounds.finish_pushing(session, round_id)
-    details = {"settled": settled, "project": project.external_project_id}
-    return StageReport("push", sent + settled, 0, time.monotonic() - started, details)
+    failed = counts.pop("failed", 0)
+    details = {"settled": settled, "project": project.external_project_id} | {name: n for name, n in counts.items() if n}
+    return StageReport("push", sent + settled, failed, time.monotonic() - started, details)
 
 
 def _shown_source(workspace: Workspace, round_id: int, pre_annotation: str | None) -> str | None:
     """Whose predictions a round's tasks show."""
     with workspace.database.read() as session:
-        row = session.get_one(Round, round_id)
-        if (checkpoint := _checkpoint_of(row, session)) is not None:
+        if (checkpoint := checkpoints.of_round(session, session.get_one(Round, round_id))) is not None:
             return source_of(checkpoint)
         if checkpoints.champion(session) is not None:
             return None  # it came since; its own masks follow with the next refresh
@@ -153,124 +106,173 @@ def _is_shown(workspace: Workspace, project: LabelingProject, source: str) -> bo
     return shown_version(source) in versions
 
 
-def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source: str | None) -> list[_Shown]:
-    """Tasks still to be sent, in shown order, each with what it shows; inserts the missing rows."""
-    with workspace.database.write() as session:
-        row = session.get_one(Round, round_id)
-        if row.status != RoundStatus.SELECTED:
-            return []
-        waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
-        asked = [ref.image_id for _, ref in waiting]
-        predictions = labeling.predictions_of(session, source, asked) if source else {}
-        sizes = labeling.image_sizes(session, asked)
-        shown = []
-        for query, ref in waiting:
-            prediction = predictions.get(ref.image_id)
-            task = Task(
-                labeling_project_id=project.id,
-                query_id=query.id,
-                prediction_id=prediction.id if prediction else None,
-                key=task_key(project, row.number, ref.sha256),
-                status=TaskStatus.PLANNED,
-            )
-            doubtful = _doubtful(workspace, session, row, ref)
-            planned = labeling.plan_task(session, task)
-            shown.append(_Shown(planned, query, ref, sizes[ref.image_id], prediction, doubtful))
-    return [item for item in shown if item.task.status == TaskStatus.PLANNED]
+# Plan
 
 
-def _doubtful(workspace: Workspace, session: Any, row: Round, ref: ImageRef) -> tuple[str, ...]:
-    if row.scoring_config_id is None:
-        return ()
-    indices = scores.doubtful_classes(session, row.scoring_config_id, ref.image_id)
-    return tuple(workspace.label_set.names[index] for index in indices)
-
-
-def _upload(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, shown: list[_Shown]) -> None:
-    missing = [item for item in shown if item.task.image_url is None]
-    for start in range(0, len(missing), UPLOAD_GROUP):
-        group = missing[start : start + UPLOAD_GROUP]
-        files = [(f"{PurePosixPath(item.image.uri).stem}.png", _browser_png(workspace, item.image)) for item in group]
-        with_map = [item for item in group if item.prediction and item.prediction.entropy_location]
-        files += [("entropy.png", _entropy_png(workspace, item)) for item in with_map]
-        urls = client.upload_files(project.external_project_id, files)
-        with workspace.database.write() as session:
-            for item, url in zip(group, urls, strict=False):
-                item.task.image_url = url
-                session.merge(item.task)
-            for item, url in zip(with_map, urls[len(group) :], strict=True):
-                item.task.entropy_url = url
-                session.merge(item.task)
-
-
-def _browser_png(workspace: Workspace, ref: ImageRef) -> bytes:
-    """The image as the network saw it (upright, 8 bit RGB), so that masks fit whatever the browser would have done."""
-    return encode_png(workspace.read_image(ref))
-
-
-def _entropy_png(workspace: Workspace, item: _Shown) -> bytes:
-    if item.prediction is None or item.prediction.entropy_location is None:
-        raise NotReadyError(f"image {item.image.image_id} has no entropy map")
-    return workspace.artifacts.read(item.prediction.entropy_location)
-
-
-def _send(
-    workspace: Workspace,
-    client: LabelStudioClient,
-    project: LabelingProject,
-    shown: list[_Shown],
-    on_progress: Progress | None,
-) -> int:
-    if not shown:
-        return 0
+def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source: str | None) -> int:
+    """Write the missing tasks rows of a round; returns how many of its queries wait."""
     with workspace.database.read() as session:
-        row = session.get_one(Round, shown[0].query.round_id)
+        row = session.get_one(Round, round_id)
+        waiting = planned.waiting(session, round_id) if row.status == RoundStatus.SELECTED else []
+    longest_side = workspace.settings.labelstudio.longest_side
+    for block in blocks(waiting, BLOCK):
+        tasks = []
+        with workspace.database.write() as session:
+            shown = labeling.predictions_of(session, source, [item.image.image_id for item in block]) if source else {}
+            for item in block:
+                height, width = shown_size(*item.size, longest_side)
+                task = Task(
+                    labeling_project_id=project.id,
+                    query_id=item.query_id,
+                    prediction_id=shown[item.image.image_id].id if item.image.image_id in shown else None,
+                    key=task_key(project, row.number, item.image),
+                    shown_height=height or None,
+                    shown_width=width or None,
+                    status=TaskStatus.PLANNED,
+                )
+                tasks.append(task)
+            planned.plan(session, tasks)
+    return len(waiting)
+
+
+# Deliver
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """What a task's pictures need: an address, or a file to upload. problem: why the image cannot be used at all."""
+
+    item: PlannedTask
+    address: str | None = None
+    image_png: bytes | None = None
+    entropy_png: bytes | None = None
+    problem: str | None = None
+
+
+def _deliver(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, round_id: int) -> Counter[str]:
+    """See that every planned task's pictures can be reached; counts how they are."""
+    counts = Counter[str]()
+    groups = _undelivered(workspace, project, round_id)
+    # The next group is read, shrunk and encoded while this one travels.
+    for group in map_ahead(lambda items: [_prepare(workspace, item) for item in items], groups, workers=1, ahead=1):
+        addresses = {one.item.task.id: one.address for one in group if one.address is not None}
+        if addresses and not counts["images by address"] and workspace.settings.labelstudio.images == "local-files":
+            ensure_local_storage(client.http, project.external_project_id, folder_on_server(workspace.settings))
+        image_urls, entropy_urls = _upload(client, project, group)
+        failures = {one.item.image.image_id: one.problem for one in group if one.problem is not None}
+        with workspace.database.write() as session:
+            urls = (image_urls | addresses).items()
+            planned.deliver(session, {number: (url, entropy_urls.get(number)) for number, url in urls})
+            images.quarantine(session, failures)
+        counts["images uploaded"] += len(image_urls)
+        counts["images by address"] += len(addresses)
+        counts["failed"] += len(failures)
+    return counts
+
+
+def _upload(
+    client: LabelStudioClient, project: LabelingProject, group: list[_Delivery]
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Upload what has no address; the addresses of images and of entropy maps by the id of the task's row."""
+    pictures = [(one.item.task.id, f"{PurePosixPath(one.item.image.uri).stem}.png", one.image_png) for one in group]
+    maps = [(one.item.task.id, "entropy.png", one.entropy_png) for one in group]
+    wanted = [[(number, (name, png)) for number, name, png in some if png is not None] for some in (pictures, maps)]
+    files = [file for some in wanted for _, file in some]
+    urls = iter(client.upload_files(project.external_project_id, files) if files else ())
+    image_urls, entropy_urls = ({number: next(urls) for number, _ in some} for some in wanted)
+    return image_urls, entropy_urls
+
+
+def _undelivered(workspace: Workspace, project: LabelingProject, round_id: int) -> Iterator[list[PlannedTask]]:
+    after = -1
+    while True:
+        with workspace.database.read() as session:
+            items = planned.page(session, project.id, round_id, after=after, limit=BLOCK, without_image=True)
+        if not items:
+            return
+        yield from (items[start : start + UPLOAD_GROUP] for start in range(0, len(items), UPLOAD_GROUP))
+        after = items[-1].shown_order
+
+
+def _prepare(workspace: Workspace, item: PlannedTask) -> _Delivery:
+    """Decide how an image is reached. By address only where a browser shows the very pixels the network saw, unshrunk."""
+    try:
+        data = workspace.read_bytes(item.image)
+        address = address_of(workspace.settings, item.image.uri) if item.shown == item.size else None
+        if address is not None and not shows_as_decoded(data):
+            address = None
+        picture = None if address else decode_image(data, max_pixels=workspace.settings.pool.max_pixels)
+    except ImageError as error:
+        return _Delivery(item, problem=str(error))
+    png = None if picture is None else encode_png(resize_picture(picture, item.shown), level=UPLOAD_LEVEL)
+    return _Delivery(item, address, png, _entropy_png(workspace, item))
+
+
+def _entropy_png(workspace: Workspace, item: PlannedTask) -> bytes | None:
+    """The entropy map as it is shown; None where there is none, none is wanted, or its file is damaged."""
+    location = item.prediction.entropy_location if item.prediction else None
+    if location is None or workspace.settings.labelstudio.entropy_map == "none":
+        return None
+    try:
+        data = workspace.artifacts.read(location)
+        if item.shown == item.size:
+            return data
+        return encode_png(resize_picture(decode_image(data, max_pixels=workspace.settings.pool.max_pixels), item.shown))
+    except ImageError:
+        return None
+
+
+# Send
+
+
+def _bodies(workspace: Workspace, project: LabelingProject, round_id: int) -> Iterator[TaskBody]:
+    """The tasks of a round that are still to be sent, in shown order. Reads the database and writes nothing."""
+    with workspace.database.read() as session:
+        row = session.get_one(Round, round_id)
         before = labeling.count_tasks_before(session, project.id, row.number)
-    payloads = (_payload(workspace, project, item, before, row.query_size) for item in shown)
-    sent = 0
-    for batch in batches(payloads, max_bytes=int(workspace.settings.labelstudio.batch_mb * 1e6)):
-        keys = [task["data"]["key"] for task in batch]
-        with workspace.database.write() as session:
-            call = labeling.intend(session, project.id, keys)
-        try:
-            numbers = client.import_tasks(project.external_project_id, batch)
-        except LabelStudioDoubt as doubt:
-            with workspace.database.write() as session:
-                labeling.journal(session, call, JournalState.DOUBT, str(doubt))
-            raise
-        with workspace.database.write() as session:
-            labeling.mark_pushed(session, project.id, dict(zip(keys, numbers, strict=True)))
-            labeling.journal(session, call, JournalState.DONE)
-        sent += len(batch)
-        if on_progress:
-            on_progress(sent, len(shown))
-    return sent
+    after = -1
+    while True:
+        with workspace.database.read() as session:
+            items = planned.page(session, project.id, round_id, after=after, limit=BLOCK)
+            doubtful = _doubtful(session, row, items)
+        if not items:
+            return
+        for item in items:
+            classes = [workspace.label_set.names[index] for index in doubtful.get(item.image.image_id, ())]
+            yield _body(workspace, project, row, item, order=before + item.shown_order, doubtful=classes)
+        after = items[-1].shown_order
 
 
-def _payload(workspace: Workspace, project: LabelingProject, item: _Shown, before: int, size: int) -> dict[str, Any]:
+def _doubtful(session: Session, row: Round, items: list[PlannedTask]) -> dict[int, list[int]]:
+    if row.scoring_config_id is None:
+        return {}
+    return scores.doubtful_classes(session, row.scoring_config_id, [item.image.image_id for item in items])
+
+
+def _body(
+    workspace: Workspace, project: LabelingProject, row: Round, item: PlannedTask, *, order: int, doubtful: list[str]
+) -> TaskBody:
     if item.task.image_url is None:
-        raise NotReadyError(f"image {item.image.image_id} was not uploaded")
-    prediction, result = item.prediction, _result(workspace, project, item)
-    if prediction is not None and result is None:
-        prediction = None
-        with workspace.database.write() as session:
-            labeling.leave_without_prediction(session, item.task.id)
-    return task_payload(
+        raise NotReadyError(f"image {item.image.image_id} was not delivered")
+    result = _result(workspace, project, item)
+    prediction = item.prediction if result is not None else None
+    payload = task_payload(
         item.task.key,
         item.task.image_url,
         item.task.entropy_url,
-        order=before + item.query.shown_order,
+        order=order,
         sha256=item.image.sha256,
-        doubtful=item.doubtful,
+        doubtful=doubtful,
         result=result or (),
-        score=confidence_of_order(item.query.shown_order, size),
+        score=confidence_of_order(item.shown_order, row.query_size),
         model_version=shown_version(prediction.source) if prediction else None,
         rough=prediction is not None and prediction.checkpoint_id is None,
         overlap=workspace.label_set.overlap,
     )
+    return task_body(payload, item.task.id, left_out=item.prediction is not None and prediction is None)
 
 
-def _result(workspace: Workspace, project: LabelingProject, item: _Shown) -> list[dict[str, Any]] | None:
+def _result(workspace: Workspace, project: LabelingProject, item: PlannedTask) -> list[dict[str, Any]] | None:
     """The regions a task shows; None without a prediction and for a stored mask that is none of this image (any more).
 
     It was stored before [labels] changed, or its file is damaged: the person draws, and the push goes on.
@@ -280,6 +282,8 @@ def _result(workspace: Workspace, project: LabelingProject, item: _Shown) -> lis
     kind: MaskKind = "bitmask" if project.mask_kind == "bitmask" else "brush"
     try:
         mask = workspace.read_mask(item.prediction.mask_location, item.prediction.mask_sha256)
-        return mask_to_result(mask, workspace.label_set, kind=kind) if mask.shape[-2:] == item.size else None
+        if mask.shape[-2:] != item.size:
+            return None
+        return mask_to_result(shrink_mask(mask, item.shown), workspace.label_set, kind=kind)
     except DataError:
         return None

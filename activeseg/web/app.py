@@ -16,6 +16,7 @@ from activeseg.errors import SchemaError
 from activeseg.web import answers
 from activeseg.web.api import THUMBNAILS_AT_ONCE, api_router
 from activeseg.web.auth import bearer_token
+from activeseg.web.hooks import Hints, hook_router
 from activeseg.workspace import Workspace
 
 
@@ -29,7 +30,8 @@ class Health:
 def create_app(settings: Settings, database: Database) -> FastAPI:
     """An ASGI application over this database; the caller closes the database.
 
-    Makes the token file at first use. Raises ConfigError where the token cannot be used.
+    Makes the token file at first use, and the webhook's where one is configured; without one its route does not exist.
+    Raises ConfigError where a secret cannot be used.
     """
     # The documentation pages of FastAPI load scripts from outside; the schema itself is enough for programs.
     app = FastAPI(
@@ -45,6 +47,8 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.thumbnails = CapacityLimiter(THUMBNAILS_AT_ONCE)
     answers.install(app)
     app.include_router(api_router())
+    if (secret := settings.webhook_secret()) is not None:
+        app.include_router(hook_router(Hints(database), secret))
     app.get("/healthz", response_model=Health, responses={503: {"model": answers.Problem}})(healthz)
     return app
 

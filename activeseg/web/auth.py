@@ -11,11 +11,10 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
-from activeseg.config import Settings, read_secret, write_secret
+from activeseg.config import Settings, secret_or_new
 from activeseg.errors import ConfigError
 
 DEFAULT_TOKEN_FILE = Path(".activeseg-serve-token")
-TOKEN_BYTES = 32
 MIN_TOKEN_LENGTH = 16
 
 
@@ -47,10 +46,7 @@ def bearer_token(settings: Settings) -> Token:
     if section.token is not None:
         return _checked(Token(section.token, None, True))
     file = settings.path(section.token_file or DEFAULT_TOKEN_FILE)
-    if not file.exists():
-        write_secret(file, secrets.token_urlsafe(TOKEN_BYTES))
-    # Read back even when just written: of two servers that start at once, both must serve the token that stayed.
-    return _checked(Token(read_secret(file), file, section.token_file is not None))
+    return _checked(Token(secret_or_new(None, file), file, section.token_file is not None))
 
 
 def _checked(token: Token) -> Token:

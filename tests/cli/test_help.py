@@ -11,11 +11,11 @@ from activeseg.cli.app import app
 from tests.cli.commands import CommandLine
 
 COMMANDS = {
-    "init", "db upgrade", "db downgrade", "db check", "pool sync", "dataset import", "weights import", "weights adopt",
-    "weights classes", "networks", "train", "evaluate",
-    "promote", "rollback", "checkpoints", "score", "rankings", "push", "pull", "round run", "status", "explain image",
-    "explain saliency", "explain class-model", "explain localise", "explain figure", "explain sheet",
-    "schedule", "serve", "doctor", "demo",
+    "init", "db upgrade", "db downgrade", "db check", "pool sync", "dataset import", "dataset export",
+    "weights import", "weights adopt", "weights classes", "networks", "train", "evaluate",
+    "promote", "rollback", "checkpoints", "score", "rankings", "push", "pull", "reconcile", "ls connect", "round run", "status",
+    "explain image", "explain saliency", "explain class-model", "explain localise", "explain figure", "explain sheet",
+    "schedule", "serve", "ml-backend", "doctor", "demo",
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_a_command_can_print_json(name: str) -> None:
     assert "--json" in {option for parameter in FOUND[name].params for option in parameter.opts}
 
 
-@pytest.mark.parametrize("group", ["db", "pool", "dataset", "weights", "round", "explain"])
+@pytest.mark.parametrize("group", ["db", "pool", "dataset", "weights", "round", "explain", "ls"])
 def test_a_group_explains_itself(group: str) -> None:
     answer = CommandLine()(group, "--help")
     assert answer.code == 0

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import stat
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from activeseg.config import Settings, load_settings, read_secret, write_secret
+from activeseg.config import Settings, load_settings, read_secret, secret_or_new, write_secret
 from activeseg.errors import ConfigError
 
 SECRET = "sesame-open-9"
@@ -111,3 +113,55 @@ def test_the_environment_beats_the_token_file(tmp_path: Path, monkeypatch: pytes
 def test_without_a_token_the_error_says_where_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ACTIVESEG_LABELSTUDIO__TOKEN or .* Personal Access Token"):
         load(tmp_path).labelstudio_token()
+
+
+def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "secrets/new"
+    made = secret_or_new(None, file)
+    assert len(made.get_secret_value()) >= 32
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert secret_or_new(None, file) == made
+    assert [found.name for found in file.parent.iterdir()] == ["new"]
+
+
+def test_all_who_ask_for_a_new_secret_at_once_get_the_same(tmp_path: Path) -> None:
+    for number in range(20):
+        file = tmp_path / str(number)
+        with ThreadPoolExecutor(8) as threads:
+            made = list(threads.map(lambda _, file=file: secret_or_new(None, file).get_secret_value(), range(8)))
+        assert set(made) == {file.read_text(encoding="utf-8").strip()}
+
+
+def test_a_given_secret_leaves_no_file(tmp_path: Path) -> None:
+    assert secret_or_new(SecretStr(SECRET), tmp_path / "new").get_secret_value() == SECRET
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_secret_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        secret_or_new(None, tmp_path / "file" / "new")
+
+
+def test_without_a_webhook_there_is_no_secret_and_none_is_made(tmp_path: Path) -> None:
+    assert load(tmp_path).webhook_secret() is None
+    assert [file.name for file in tmp_path.iterdir()] == ["activeseg.toml"]
+
+
+@pytest.mark.parametrize("key", ['webhook_url = "http://here:8090"', 'webhook_secret_file = "hook"'])
+def test_a_configured_webhook_has_a_secret_which_is_looked_at_without_making_it(tmp_path: Path, key: str) -> None:
+    settings = load(tmp_path, f"[labelstudio]\n{key}\n")
+    assert settings.webhook_secret(make=False) is None
+    made = settings.webhook_secret()
+    assert made is not None
+    assert settings.webhook_secret(make=False) == made == settings.webhook_secret()
+
+
+@pytest.mark.parametrize("value", ["short", "ünïcode" * 5, "line\nbreak" * 5])
+def test_a_webhook_secret_that_keeps_nobody_out_or_fits_in_no_header_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("ACTIVESEG_LABELSTUDIO__WEBHOOK_SECRET", value)
+    with pytest.raises(ConfigError, match="the webhook's secret: expected at least 16") as caught:
+        load(tmp_path).webhook_secret()
+    assert value not in str(caught.value)

@@ -76,8 +76,12 @@ def test_uncommenting_a_key_loads_and_changes_nothing(tmp_path: Path, section: s
 
 
 @pytest.mark.parametrize(
-    ("section", "key"), [("model", "short_side"), ("model", "weights"), ("pool", "group_pattern"), ("labelstudio", "url")]
-)
+    ("section", "key"),
+    [
+        ("model", "short_side"), ("model", "weights"), ("pool", "group_pattern"), ("labelstudio", "url"),
+        ("labelstudio", "longest_side"),
+    ],
+)  # fmt: skip
 def test_an_empty_text_unsets_a_key_that_may_be_unset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,6 +18,7 @@ from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.server import RunningServer
 from activeseg.labelstudio.tasks import task_payload
+from tests.labelstudio.seat import NoBrowser, signed_in
 
 NAMES = ("sky & <sun>", 'a "quoted"', "Fußweg 歩道", "road", "tree", "sign", "fence", "car", "walker", "rider", "pole", "void")
 COLORS = (
@@ -37,6 +39,18 @@ def person(labelstudio_server: RunningServer) -> Browser:
     """A second account, by which tests do what an annotator's page would do."""
     _, token = labelstudio_server.add_user("person@example.com")
     return Browser(labelstudio_server.url, token)
+
+
+@pytest.fixture(scope="session")
+def page(labelstudio_server: RunningServer) -> Iterator[Any]:
+    """A browser's page, the owner signed in."""
+    try:
+        with signed_in(labelstudio_server.url, labelstudio_server.email, labelstudio_server.password) as opened:
+            yield opened
+    except NoBrowser as error:
+        if "browser" in os.environ.get("ACTIVESEG_REQUIRE", ""):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +11,12 @@ import pytest
 from PIL import Image
 
 from activeseg.core.labels import LabelSet
-from activeseg.labelstudio.regions import mask_to_result
+from activeseg.labelstudio.regions import mask_to_result, result_to_mask
 from activeseg.labelstudio.tasks import task_payload
+from tests.labelstudio.seat import FOLD, PICTURE, Seat, distance_to_path, picture
 
-pytestmark = [pytest.mark.labelstudio, pytest.mark.browser]
+pytestmark = [pytest.mark.labelstudio, pytest.mark.browser, pytest.mark.slow]
 
-FLAGS = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 HEIGHT, WIDTH, GREY = 360, 480, 128
 
 
@@ -65,53 +59,16 @@ def look_until_workable(page: Any, mask: np.ndarray, colors: tuple[tuple[int, in
 
 def look(page: Any, mask: np.ndarray, colors: tuple[tuple[int, int, int], ...]) -> Seen:
     """Read the two canvases of the open task off the screen."""
-    image, entropy = (_pixels(page, number) for number in (0, 1))
+    image, entropy = (picture(page, number) for number in (0, 1))
     height, width = image.shape[:2]
     # Labels lie on the image at an opacity that Label Studio chooses: 0.5 for bitmasks, 0.6 for brushes.
     blends = [(np.array(colors) - GREY) * opacity + GREY for opacity in (0.5, 0.6)]
-    pixels = image[:, :, None, :].astype(float)
-    distance = np.minimum(*(np.abs(pixels - blend).max(-1) for blend in blends))
+    shown = image[:, :, None, :].astype(float)
+    distance = np.minimum(*(np.abs(shown - blend).max(-1) for blend in blends))
     nearest = np.where(distance.min(-1) < 8, distance.argmin(-1), 255)
     expected = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     shares = [float((nearest == index).mean()) for index in range(len(colors))]
     return Seen(shares, float((nearest == expected).mean()), float(entropy.astype(float).std(axis=(0, 1)).max()))
-
-
-def _pixels(page: Any, number: int) -> np.ndarray:
-    box = page.locator(".konvajs-content").nth(number).bounding_box()
-    data = page.screenshot(clip=box)
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def open_task(page: Any, url: str, project: int, task: int) -> None:
-    page.goto(f"{url}/projects/{project}/data?task={task}")
-    page.wait_for_function("document.querySelectorAll('.konvajs-content').length >= 2")
-    page.wait_for_function("[...document.querySelectorAll('.lsf-image img')].every(image => image.complete)")
-
-
-@pytest.fixture(scope="module")
-def page(labelstudio_server: Any) -> Iterator[Any]:
-    """A page of the owner's, signed in."""
-    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser_path is None:
-        message = "no browser: install Chromium (Debian: apt-get install chromium)"
-        if "browser" in os.environ.get("ACTIVESEG_REQUIRE", ""):
-            pytest.fail(message)
-        pytest.skip(message)
-    from playwright.sync_api import sync_playwright
-
-    flags = FLAGS + (["--no-sandbox"] if os.geteuid() == 0 else [])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, headless=True, args=flags)
-        opened = browser.new_page(viewport={"width": 1440, "height": 900})
-        opened.set_default_timeout(60_000)
-        opened.goto(labelstudio_server.url + "/user/login/")
-        opened.fill("input[name=email]", labelstudio_server.email)
-        opened.fill("input[name=password]", labelstudio_server.password)
-        opened.click("button[type=submit]")
-        opened.wait_for_url(lambda address: "login" not in address)
-        yield opened
-        browser.close()
 
 
 def push_scene(used: Any, *, with_prediction: bool) -> int:
@@ -137,7 +94,7 @@ def _png(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize("kind", ["brush", "bitmask"])
 def test_an_annotator_sees_the_mask_on_the_image_and_the_map_beside_it(page, board, tmp_path, kind):
     used = board(kind)
-    open_task(page, used.client.url, used.project.id, push_scene(used, with_prediction=True))
+    Seat(page, used.client.url).open(used.project.id, push_scene(used, with_prediction=True))
     seen = look_until_workable(page, scene()[1], used.labels.colors, looks=30)
     page.screenshot(path=tmp_path / f"{kind}.png")
     assert seen.is_workable(), seen
@@ -152,7 +109,7 @@ def test_an_annotator_sees_the_mask_on_the_image_and_the_map_beside_it(page, boa
 
 def test_the_same_look_fails_on_a_task_without_prediction(page, board, tmp_path):
     used = board()
-    open_task(page, used.client.url, used.project.id, push_scene(used, with_prediction=False))
+    Seat(page, used.client.url).open(used.project.id, push_scene(used, with_prediction=False))
     seen = look_until_workable(page, scene()[1], used.labels.colors, looks=6)
     page.screenshot(path=tmp_path / "without.png")
     assert not seen.is_workable()
@@ -194,11 +151,11 @@ def test_where_classes_overlap_an_annotator_sees_each_and_a_click_finds_the_smal
     urls = client.upload_files(project.id, [("scene.png", _png(image)), ("entropy.png", _png(entropy))])
     result = mask_to_result(overlapping_scene(), OVERLAPPING, kind=kind)
     task = task_payload("k", *urls, order=0, sha256="ab", result=result, score=0.5, model_version="m1")
-    open_task(page, client.url, project.id, client.import_tasks(project.id, [task])[0])
+    Seat(page, client.url).open(project.id, client.import_tasks(project.id, [task])[0])
     places = {(60, 320): ["road"], (240, 60): ["person"], (180, 240): ["road", "person"], (260, 240): ["road", "person", "bag"]}
     for _ in range(30):
         page.wait_for_timeout(1000)
-        pixels = _pixels(page, 0).astype(float)
+        pixels = picture(page).astype(float)
         scale = pixels.shape[1] / WIDTH
         shown = {place: pixels[int(place[1] * scale), int(place[0] * scale)] for place in places}
         # Label Studio chooses the opacity; the labeling configuration's does not count.
@@ -214,3 +171,82 @@ def test_where_classes_overlap_an_annotator_sees_each_and_a_click_finds_the_smal
     page.wait_for_function(SELECTED, arg="bag")
     if kind == "brush":  # a click on bitmasks selects all that lie under it
         assert not page.evaluate(SELECTED, "person")
+
+
+def fold_states(entropy_map: str) -> list[bool]:
+    """Whether the map is there when a task opens, after a click, and after another."""
+    first = entropy_map == "beside"
+    return [first, not first, first]
+
+
+@pytest.mark.parametrize(("kind", "entropy_map"), [("brush", "beside"), ("bitmask", "folded")])
+def test_the_map_folds_away_and_comes_back_and_strokes_land_where_the_mouse_is(
+    page, client, labels, tmp_path, kind, entropy_map
+):
+    project = client.ensure_project(f"folding {kind}", labels, kind, entropy_map=entropy_map)
+    image, mask, entropy = scene()
+    urls = client.upload_files(project.id, [("scene.png", _png(image)), ("entropy.png", _png(entropy))])
+    common = {"order": 0, "sha256": "ab", "score": 0.5, "model_version": "m1"}
+    task = task_payload("k", *urls, **common, result=mask_to_result(mask, labels, kind=kind))
+    seat = Seat(page, client.url)
+    seat.open(project.id, client.import_tasks(project.id, [task])[0])
+    widths = []
+    for number, is_open in enumerate(fold_states(entropy_map)):
+        seat.fold() if number else seat.rest(4000)
+        page.screenshot(path=tmp_path / f"{kind}-{number}.png")
+        shown, map_shown = (page.locator(PICTURE).nth(index).bounding_box() for index in (0, 1))
+        assert (map_shown is not None) is is_open
+        if is_open:
+            assert (map_shown["y"], map_shown["width"], map_shown["height"]) == (shown["y"], shown["width"], shown["height"])
+            assert map_shown["x"] > shown["x"] + shown["width"]
+            assert picture(page, 1).astype(float).std(axis=(0, 1)).max() > 20
+        widths.append(shown["width"])
+        assert_mask_on_image(page, mask, labels.colors)
+    assert widths[0] == widths[2] != widths[1]
+    assert max(widths) >= WIDTH  # wide: at least as large as it is
+    seat.select("car")
+    seat.fold()
+    path = [(250.0, 60.0), (330.0, 100.0)]
+    seat.stroke(path, width=WIDTH)
+    page.screenshot(path=tmp_path / f"{kind}-stroke.png")
+    drawn = result_to_mask(seat.submit(), labels, width=WIDTH, height=HEIGHT).mask
+    away = distance_to_path(HEIGHT, WIDTH, path)
+    assert (drawn[away < 3] == labels.index_of("car")).all()
+    assert (drawn == mask)[away > 22].all()
+
+
+def assert_mask_on_image(page, mask, colors):
+    """The classes' colours lie where the mask has them."""
+    image = picture(page)
+    height, width = image.shape[:2]
+    expected = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    looks = [np.abs(image - ((np.array(colors) - GREY) * opacity + GREY)[expected]).max(-1) < 8 for opacity in (0.5, 0.6)]
+    assert max(look.mean() for look in looks) > 0.9
+
+
+def test_without_a_map_the_image_has_the_whole_width(page, client, labels, tmp_path):
+    project = client.ensure_project("no map", labels, "brush", entropy_map="none")
+    image, mask, _ = scene()
+    (url,) = client.upload_files(project.id, [("scene.png", _png(image))])
+    result = mask_to_result(mask, labels, kind="brush")
+    task = task_payload("k", url, order=0, sha256="ab", result=result, score=0.5, model_version="m1")
+    seat = Seat(page, client.url)
+    seat.open(project.id, client.import_tasks(project.id, [task])[0], maps=0)
+    seat.rest(4000)
+    page.screenshot(path=tmp_path / "none.png")
+    assert page.locator(PICTURE).count() == 1
+    assert page.get_by_text(FOLD).count() == 0
+    assert page.locator(PICTURE).bounding_box()["width"] > 700
+    assert_mask_on_image(page, mask, labels.colors)
+
+
+def test_the_list_of_tasks_says_nothing_of_score_rank_or_arm(page, board, tmp_path):
+    used = board()
+    push_scene(used, with_prediction=True)
+    tab = used.client.ensure_tab(used.project.id, "activeseg: most useful first", ["tasks:data.order"])
+    page.goto(f"{used.client.url}/projects/{used.project.id}/data?tab={tab}")
+    page.get_by_text("Least sure about").first.wait_for()
+    page.screenshot(path=tmp_path / "list.png")
+    text = page.inner_text("body").lower()
+    assert "0.5" not in text
+    assert not any(word in text.split() for word in ("score", "rank", "arm", "control", "chosen", "confidence"))

@@ -7,7 +7,13 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelStudioError
-from activeseg.labelstudio.labeling import config_labels, config_mask_kind, config_overlap, labeling_config
+from activeseg.labelstudio.labeling import (
+    config_entropy_map,
+    config_labels,
+    config_mask_kind,
+    config_overlap,
+    labeling_config,
+)
 
 NAMES = ("sky & <sun>", "a \"quoted\" 'name'", "Fußweg 歩道", "$image", "void")
 LABELS = LabelSet(NAMES, tuple((i, 2 * i, 255 - i) for i in range(5)), 4)
@@ -65,3 +71,15 @@ def test_a_configuration_without_our_control_has_no_labels(xml):
 def test_a_configuration_that_cannot_be_read_is_an_error(xml):
     with pytest.raises(LabelStudioError, match="labeling configuration"):
         config_labels(xml)
+
+
+@pytest.mark.parametrize("entropy_map", ["beside", "folded", "none"])
+@pytest.mark.parametrize("kind", ["brush", "bitmask"])
+def test_where_a_screen_has_the_map_is_read_back_and_a_screen_changed_by_hand_is_nobodys(kind, entropy_map):
+    xml = labeling_config(LABELS, mask_kind=kind, entropy_map=entropy_map)
+    assert config_entropy_map(xml, LABELS, kind) == entropy_map
+    assert config_entropy_map(xml.replace('value="$doubt"', 'value="$hint"'), LABELS, kind) is None
+    assert config_entropy_map(xml, replace(LABELS, overlap=True), kind) is None
+    assert ("$entropy" in xml) is (entropy_map != "none")
+    assert config_labels(xml) == list(NAMES)
+    assert list(LabelInterface(xml).get_control("label").labels) == list(NAMES)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 
 from activeseg.core.labels import UNLABELED, LabelSet
 from activeseg.errors import AnnotationError, MaskError
-from activeseg.labelstudio.regions import decode_bitmask, encode_bitmask, mask_to_result, result_to_mask
+from activeseg.labelstudio.bitmask import decode_bitmask, encode_bitmask
+from activeseg.labelstudio.regions import mask_to_result, result_to_mask
 
 KINDS = ("brush", "bitmask")
 LABELS = LabelSet(("sky & <sun>", 'a "quoted"', "Fußweg 歩道", "void"), ((0, 0, 0),) * 4, 3)
@@ -119,10 +121,58 @@ def test_of_two_predictions_a_person_edited_the_first_one_wins_as_on_the_screen(
     assert (drawn.regions, drawn.changed) == (3, 2)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(
+    areas=st.lists(hnp.arrays(np.bool_, (4, 5)), max_size=6),
+    overlap=st.booleans(),
+    data=st.data(),
+)
+def test_masks_and_overlap_shares_are_what_painting_by_the_rules_gives(kind, areas, overlap, data):
+    label_set = replace(LABELS, overlap=overlap)
+    origins = [data.draw(st.sampled_from(["prediction", "prediction-changed", "manual", None])) for _ in areas]
+    classes = [data.draw(st.integers(0, 3)) for _ in areas]
+    areas = [area | np.eye(4, 5, k=data.draw(st.integers(0, 3)), dtype=bool) for area in areas]  # none is empty
+    result = [paint(*region, kind) for region in zip(classes, areas, origins, strict=True)]
+    drawn = result_to_mask(result, label_set, width=5, height=4, fill=3)
+
+    height = {"prediction": 0, "prediction-changed": 1}
+    for y, x in np.ndindex(4, 5):
+        under = [n for n, area in enumerate(areas) if area[y, x]]
+        # Highest layer; within it the later one, but of edited predictions the earlier one.
+        top = max(
+            under, key=lambda n: (height.get(origins[n], 2), -n if origins[n] == "prediction-changed" else n), default=None
+        )
+        if overlap:
+            assert set(np.flatnonzero(drawn.mask[:, y, x])) == {classes[n] for n in under}
+        else:
+            assert drawn.mask[y, x] == (3 if top is None else classes[top])
+    assert drawn.overlap_share == pytest.approx(np.mean(sum(np.stack(areas).astype(int)) > 1) if areas else 0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untouched_prediction_of_exclusive_classes_has_no_overlap_and_a_stroke_over_it_has_its_own_share(kind):
+    result = [paint(0, area("##.."), "prediction", kind), paint(1, area("..##"), "prediction", kind)]
+    assert result_to_mask(result, LABELS, width=4, height=1).overlap_share == 0.0
+    result.append(paint(2, area(".#.."), "manual", kind))
+    assert result_to_mask(result, LABELS, width=4, height=1).overlap_share == 0.25
+    assert result_to_mask([], LABELS, width=4, height=1).overlap_share == 0.0
+
+
 @pytest.mark.parametrize("origin", ["manual", None])
 def test_what_a_person_drew_lies_above_what_they_edited(origin):
     result = [paint(1, area(".#."), origin), paint(0, area("##."), "prediction-changed"), paint(3, area("###"), "prediction")]
     assert result_to_mask(result, LABELS, width=3, height=1).mask.tolist() == [[0, 1, 3]]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_region_numbers_differ_for_sixty_classes_of_the_same_shape_and_stay_when_repeated(kind, overlap):
+    sixty = LabelSet(tuple(f"class {n}" for n in range(60)), ((0, 0, 0),) * 60, overlap=overlap)
+    mask = np.ones((60, 3, 4), bool) if overlap else np.arange(60, dtype=np.uint8).reshape(6, 10)
+    first, second = (mask_to_result(mask, sixty, kind=kind) for _ in range(2))
+    assert len({region["id"] for region in first}) == len(first) == 60
+    assert first == second
 
 
 def test_region_numbers_are_unique_and_stable():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from activeseg.errors import ConfigError
-from activeseg.labelstudio.tasks import batches, order_value, prediction_payload, task_payload
+from activeseg.labelstudio.tasks import MAX_TASKS, batches, order_value, prediction_payload, task_body, task_payload
 
 
 def test_a_task_shows_the_doubtful_classes_and_says_nothing_of_score_or_rank():
@@ -63,12 +63,31 @@ def test_orders_compare_as_text_like_numbers():
 
 
 def test_batches_keep_order_and_stay_under_the_limit():
-    payloads = [{"n": number, "text": "x" * (number * 37 % 90)} for number in range(40)]
-    groups = list(batches(payloads, max_bytes=200))
-    assert [item for group in groups for item in group] == payloads
+    tasks = [task_body({"data": {"key": f"k{number}", "text": "x" * (number * 37 % 90)}}, number) for number in range(40)]
+    groups = list(batches(tasks, max_bytes=200))
+    assert [item for group in groups for item in group] == tasks
     assert len(groups) < 40
-    assert all(len(json.dumps(group)) <= 202 or len(group) == 1 for group in groups)
+    assert all(sum(len(task.body) + 1 for task in group) <= 200 for group in groups)
 
 
-def test_a_payload_larger_than_the_limit_goes_alone():
-    assert [len(group) for group in batches([{"a": 1}, {"b": "x" * 500}, {"c": 1}], max_bytes=100)] == [1, 1, 1]
+def test_a_task_larger_than_the_limit_goes_alone():
+    tasks = [task_body({"data": {"key": key, "text": "x" * length}}, 1) for key, length in (("a", 1), ("b", 500), ("c", 1))]
+    assert [[task.key for task in group] for group in batches(tasks, max_bytes=100)] == [["a"], ["b"], ["c"]]
+
+
+def test_the_first_requests_are_small_so_that_the_server_soon_has_something_to_do():
+    tasks = [task_body({"data": {"key": "k", "text": "x" * 900}}, number) for number in range(100)]
+    assert [len(group) for group in batches(tasks, max_bytes=8000, first_bytes=2000)] == [2, 4, *[8] * 11, 6]
+
+
+def test_small_tasks_go_in_requests_of_a_limited_number():
+    tasks = [task_body({"data": {"key": "k"}}, number) for number in range(MAX_TASKS + 1)]
+    assert [len(group) for group in batches(tasks, max_bytes=10_000_000)] == [MAX_TASKS, 1]
+
+
+def test_a_task_is_made_json_once_and_tells_how_many_predictions_it_holds():
+    payload = task_payload("k1", "/i.png", order=0, sha256="ab", result=[], score=0.5, model_version="m1")
+    body = task_body(payload, 7)
+    assert (body.key, body.row_id, body.predictions) == ("k1", 7, 1)
+    assert json.loads(body.body) == payload
+    assert task_body(task_payload("k2", "/i.png", order=0, sha256="ab"), 8).predictions == 0

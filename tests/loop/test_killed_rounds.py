@@ -13,10 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from activeseg.config import load_settings, toml_value
-from activeseg.db import labeling
+from activeseg.db import labeling, lease
 from activeseg.db.database import Database
 from activeseg.db.models import Task
 from activeseg.labelstudio.registration import open_client, open_project
+from activeseg.reconciliation import reconcile
 from activeseg.workspace import open_workspace
 from tests.canonical import canonical_dump, differences
 from tests.factories import CLASSES, MODEL, TRAINING, write_balls
@@ -135,6 +136,8 @@ def test_a_push_killed_anywhere_sends_every_task_exactly_once(
         text = "".join(f"{key} = {toml_value(value)}\n" for key, value in section.items())
         site.write_text(site.read_text(encoding="utf-8") + "\n[labelstudio]\n" + text, encoding="utf-8")
         killed = _run(advance_with_label_studio, site, kill or None, kill == 0) == -signal.SIGKILL
+        if kill % 2:  # whether somebody looks before the next push makes no difference
+            _reconcile(site, f"kill {kill}")
         assert _run(advance_with_label_studio, site, None, False) == 0, f"the run after kill {kill} failed"
         _check_tasks(site, f"kill {kill}")
         if not killed:
@@ -142,8 +145,17 @@ def test_a_push_killed_anywhere_sends_every_task_exactly_once(
     assert kill >= 8, "the worker must have been killed at every step of the push"
 
 
+def _reconcile(config: Path, when: str) -> None:
+    """Nothing is lost and nothing is there twice; and nothing was to be removed."""
+    settings = load_settings(config)
+    with open_workspace(settings) as workspace, open_client(settings) as client, lease.holding(workspace.database):
+        found = reconcile(workspace, client).details
+    assert {name: found[name] for name in ("lost", "twice", "removed")} == {"lost": 0, "twice": 0, "removed": 0}, when
+
+
 def _check_tasks(config: Path, when: str) -> None:
     """Every query has one task, the server has that one and no other, and nothing is left in doubt."""
+    _reconcile(config, when)
     with open_workspace(load_settings(config)) as workspace, open_client(workspace.settings) as client:
         project = open_project(workspace, client)
         with workspace.database.read() as session:

@@ -99,7 +99,7 @@ def test_objects_are_outlined_shown_corrected_and_never_taken_for_labels(
 class Refuses(LabelStudioClient):
     """A client whose process is killed, as it were, before the tasks are sent."""
 
-    def import_tasks(self, *_: object) -> list[int]:
+    def import_tasks(self, *_: object, **__: object) -> list[int]:
         raise LabelStudioUnreachable("killed here")
 
 

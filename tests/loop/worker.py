@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -12,10 +13,12 @@ from activeseg.config import load_settings
 from activeseg.db import lease, rounds
 from activeseg.db.database import Database
 from activeseg.db.models import QueryStatus, RoundStatus
+from activeseg.errors import LeaseError
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.loop import advance_round
 from activeseg.stages.dataset import import_dataset
 from activeseg.workspace import open_workspace
+from tests.factories import WorkspaceFactory
 
 
 def die_after(database: Database, commits: int) -> None:
@@ -73,6 +76,35 @@ def advance_with_label_studio(config: Path, commits: int | None, dies_in_flight:
         if commits is not None:
             die_after(workspace.database, commits)
         advance_round(workspace, client)
+
+
+class StopsBeforeSending(httpx.BaseTransport):
+    """Stops this process, as a laptop that is closed, between the journal row and the request for tasks."""
+
+    def __init__(self) -> None:
+        self.inner = httpx.HTTPTransport()
+        self.stopped = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not self.stopped and request.url.path.endswith("/import") and b"return_task_ids" in request.url.query:
+            self.stopped = True
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return self.inner.handle_request(request)
+
+
+def push_and_stop(folder: Path, database_url: str, sections: dict[str, dict[str, Any]], pool: int, outcome: Path) -> None:
+    """Push a round under a lease of two seconds, stopped with the request for its tasks unsent; says how it ended."""
+    factory = WorkspaceFactory(folder, database_url)
+    workspace = factory(pool=pool, **sections)
+    settings = workspace.settings
+    token = settings.labelstudio_token().get_secret_value()
+    with LabelStudioClient(settings.labelstudio.url or "", token, transport=StopsBeforeSending()) as client:
+        try:
+            with lease.holding(workspace.database, ttl=2.0):
+                advance_round(workspace, client)
+        except LeaseError as error:
+            outcome.write_text(str(error), encoding="utf-8")
+    factory.close()
 
 
 def answer(config: Path) -> None:

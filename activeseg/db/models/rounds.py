@@ -124,7 +124,10 @@ class Prediction(Model):
 
 
 class Annotation(Model):
-    """A mask drawn by a person, one row per version of it. Append-only but for the mark that it was deleted."""
+    """A mask drawn by a person, one row per version of it, or what several persons' masks come to (`consensus_of`).
+
+    Append-only but for the mark that it was deleted, the star (`ground_truth`) and the agreement with others.
+    """
 
     __tablename__ = "annotations"
     __table_args__ = (

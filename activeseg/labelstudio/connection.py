@@ -1,0 +1,263 @@
+"""Does a Label Studio do what the loop needs? Each check does the real thing once and takes it away again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import numpy as np
+
+from activeseg.core.labels import UNLABELED, LabelSet, Mask
+from activeseg.db.models import LabelingProject
+from activeseg.errors import ActivesegError, LabelSetMismatch, LabelStudioError, LabelStudioUnauthorized
+from activeseg.imaging.thumbnails import encode_png
+from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.labelstudio.install import SERVER_VERSION
+from activeseg.labelstudio.labeling import MaskKind, config_labels
+from activeseg.labelstudio.regions import mask_to_result, result_to_mask
+from activeseg.labelstudio.registration import open_project
+from activeseg.labelstudio.tasks import task_payload
+from activeseg.workspace import Workspace
+
+TEST_KEY = "activeseg-connection-test"
+"""`data.key` of the task that `activeseg ls connect` sends and removes: never one of ours, nor a stranger's."""
+
+_HEIGHT, _WIDTH = 23, 37  # odd, and no multiple of anything: a wrong stride or a transposed mask shows
+_VERSION = "activeseg-connection-test"
+_ORDER = 999_999  # behind every other task
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried. message: what was found, or what is wrong and what mends it."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def check_connection(workspace: Workspace, client: LabelStudioClient) -> Iterator[Check]:
+    """Try what the loop will do, from the token to a mask there and back; a check that fails ends what depends on it.
+
+    Makes the project if there is none of its title. Needs the lease: a pull meanwhile would see the test task.
+    """
+    trying = "server"
+    try:
+        yield Check("server", True, _server(client))
+        yield Check("token", True, _token(client))
+        trying = "project"
+        project = open_project(workspace, client)
+    except LabelSetMismatch as error:
+        yield Check("project", False, f"{error}{_difference(workspace, client)}")
+        return
+    except ActivesegError as error:
+        yield Check("token" if isinstance(error, LabelStudioUnauthorized) else trying, False, str(error))
+        return
+    yield Check("project", True, f"{project.external_project_id} {project.title!r} has these {_classes(workspace.label_set)}")
+    number, url, files = project.external_project_id, None, list[int]()
+    try:
+        try:
+            url = _upload(client, number, files)
+            yield Check("image", True, "an uploaded image comes back byte for byte")
+        except LabelStudioError as error:
+            yield Check("image", False, str(error))
+        for name, check in _further(workspace, client, project, url):
+            yield _checked(name, check)
+    finally:
+        if files:
+            client.http.repeatable("DELETE", f"/api/projects/{number}/file-uploads", body={"file_upload_ids": files})
+
+
+def _further(
+    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, url: str | None
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    """What is tried in a project that fits."""
+    section = workspace.settings.labelstudio
+    if url is not None:
+        yield "mask", lambda: _round_trip(workspace, client, project, url)
+    if section.images != "upload":
+        yield "images", lambda: _delivery(workspace, client, project)
+    if section.webhook_url is not None:
+        yield "webhook", lambda: _webhook(workspace, client, project)
+
+
+def remove_test_tasks(client: LabelStudioClient, project_id: int) -> int:
+    """Remove test tasks, also what a killed run left behind; returns how many."""
+    left = client.find_tasks(project_id, [TEST_KEY]).get(TEST_KEY, [])
+    client.delete_tasks(project_id, left)
+    return len(left)
+
+
+def sample_mask(label_set: LabelSet) -> Mask:
+    """A mask of 37x23 pixels in which every class occurs, for the kind of classes a label set has."""
+    count, pixels = len(label_set.names), _HEIGHT * _WIDTH
+    if label_set.overlap:
+        return np.random.default_rng(count).random((count, _HEIGHT, _WIDTH)) > 0.5
+    values = np.arange(pixels) * (count + 1) // pixels
+    return np.where(values == count, UNLABELED, values).astype(np.uint8).reshape(_HEIGHT, _WIDTH)
+
+
+def _checked(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except ActivesegError as error:
+        return Check(name, False, str(error))
+
+
+def _server(client: LabelStudioClient) -> str:
+    version = client.version()
+    tested = "" if version == SERVER_VERSION else f"; activeseg is tested with {SERVER_VERSION}"
+    return f"{client.url}, Label Studio {version}{tested}"
+
+
+def _token(client: LabelStudioClient) -> str:
+    if client.token_kind == "personal":
+        return "personal access token, renewed by itself"
+    return "legacy token: it works until the organisation turns those off; a personal access token does not depend on that"
+
+
+def _classes(label_set: LabelSet) -> str:
+    kind = "that may overlap" if label_set.overlap else "that exclude each other"
+    return f"{len(label_set.names)} classes {kind}"
+
+
+def _difference(workspace: Workspace, client: LabelStudioClient) -> str:
+    """Which classes differ: with many of them, two long lists do not show it."""
+    title = workspace.settings.labelstudio.project
+    found = client.http.get("/api/projects/", {"title": title, "page_size": 100})["results"]
+    same = [item for item in found if item["title"] == title]
+    theirs = config_labels(min(same, key=lambda item: int(item["id"]))["label_config"]) if same else []
+    ours = list(workspace.label_set.names)
+    missing, only = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    told = (("missing there", missing), ("only there", only))
+    parts = [f"{what}: {', '.join(names)}" for what, names in told if names]
+    if not parts and theirs != ours:
+        parts = ["the same classes in another order"]
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _upload(client: LabelStudioClient, project_id: int, stored: list[int]) -> str:
+    """Address of a small picture that came back as it was sent; its number on the server goes to `stored`."""
+    rows, columns = np.mgrid[:_HEIGHT, :_WIDTH]
+    picture = encode_png(np.dstack([rows * 11 % 256, columns * 7 % 256, (rows + columns) % 256]).astype(np.uint8))
+    files = [("activeseg-connection-test.png", picture)]
+    made = client.http.upload(f"/api/projects/{project_id}/import", files, {"commit_to_project": "false"})["file_upload_ids"]
+    stored += made
+    found = client.http.get(f"/api/projects/{project_id}/file-uploads", {"ids": json.dumps(made)})
+    url = "/data/" + str(found[0]["file"])
+    if (came := client.http.download(url, max_bytes=1_000_000)) != picture:
+        raise LabelStudioError(
+            f"Label Studio gave back {len(came)} bytes for an uploaded image of {len(picture)}: does a proxy before it change "
+            "images?"
+        )
+    return url
+
+
+def _round_trip(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, url: str) -> str:
+    """Send a task with every class, submit its mask as the page would, read it back, and remove the task."""
+    number, shown = project.external_project_id, client.http.get(f"/api/projects/{project.external_project_id}/")
+    mask, kind = sample_mask(workspace.label_set), _kind(project)
+    result = mask_to_result(mask, workspace.label_set, kind=kind)
+    remove_test_tasks(client, number)
+    try:
+        (task,) = client.import_tasks(number, [_payload(url, result)], predictions=1)
+        drawn = [region | {"origin": "prediction"} for region in _predicted(client, number, task)]
+        _same(workspace.label_set, mask, drawn, "as a prediction")
+        client.http.create(f"/api/tasks/{task}/annotations/", {"result": drawn, "lead_time": 0.0}, {"project": number})
+        exported = client.export_tasks(number, [task])
+        submitted = exported[0]["annotations"] if exported else []
+        _same(workspace.label_set, mask, submitted[0]["result"] if submitted else [], "as an annotation")
+    finally:
+        remove_test_tasks(client, number)
+        _show_again(client, number, str(shown.get("model_version") or ""))
+    if client.find_tasks(number, [TEST_KEY]):
+        raise LabelStudioError("the test task could not be removed: may the token's user delete tasks in this project?")
+    return f"a mask of all {len(workspace.label_set.names)} classes came back pixel by pixel as {kind} masks"
+
+
+def _payload(url: str, result: Sequence[Any]) -> dict[str, Any]:
+    digest = hashlib.sha256(TEST_KEY.encode()).hexdigest()
+    payload = task_payload(
+        TEST_KEY, url, order=_ORDER, sha256=digest, result=result, score=1.0, model_version=_VERSION
+    )  # fmt: skip
+    payload["data"]["doubt"] = "activeseg tests its connection with this task; it goes away by itself."
+    return payload
+
+
+def _predicted(client: LabelStudioClient, project_id: int, task: int) -> list[dict[str, Any]]:
+    found = client.http.get(f"/api/tasks/{task}/", {"project": project_id})["predictions"]
+    return list(found[0]["result"]) if found else []
+
+
+def _same(label_set: LabelSet, mask: Mask, result: Any, what: str) -> None:
+    came = result_to_mask(result, label_set, width=_WIDTH, height=_HEIGHT).mask
+    if not np.array_equal(came, mask):
+        raise LabelStudioError(
+            f"a mask sent to Label Studio came back {what} with {int((came != mask).sum())} other pixels of {mask.size}: "
+            "push nothing to this server"
+        )
+
+
+def _show_again(client: LabelStudioClient, project_id: int, version: str) -> None:
+    """The first import of a project sets which model's predictions are shown."""
+    if client.http.get(f"/api/projects/{project_id}/").get("model_version") != version:
+        client.set_model_version(project_id, version)
+
+
+def _delivery(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> str:
+    """Whether an image of the pool is what its address gives."""
+    from activeseg.labelstudio.images import address_of, folder_on_server
+    from activeseg.labelstudio.storages import ensure_local_storage
+
+    settings = workspace.settings
+    first = next(iter(workspace.pool_source.files()), None)
+    if first is None:
+        return "not tried: the pool is empty"
+    if (address := address_of(settings, first.uri)) is None:
+        return f"{first.uri} has a name that no address can carry: it would be uploaded; no other was tried"
+    data = workspace.pool_source.read(first.uri)
+    if settings.labelstudio.images == "local-files":
+        ensure_local_storage(client.http, project.external_project_id, folder_on_server(settings))
+        came = client.http.download(address, max_bytes=len(data) + 1)
+    elif address.startswith(("http://", "https://")):
+        came = _fetch(address)
+    else:
+        return f"not tried: only Label Studio's cloud storage can read {address}"
+    if came != data:
+        raise LabelStudioError(f"{address} is another file than {first.uri} of the pool: see [labelstudio] link, local_pool")
+    return f"{address} is the pool's {first.uri}"
+
+
+def _fetch(address: str) -> bytes:
+    """What a browser would load. Raises LabelStudioError where it would not: other pages may not read it."""
+    try:
+        answer = httpx.get(address, headers={"Origin": "http://label-studio.invalid"}, timeout=30.0, follow_redirects=True)
+    except httpx.HTTPError as error:
+        raise LabelStudioError(
+            f"{address} cannot be loaded from here ({type(error).__name__}): see [labelstudio] link"
+        ) from error
+    if not answer.is_success:
+        raise LabelStudioError(f"{address} answers HTTP {answer.status_code}: see [labelstudio] link")
+    if "access-control-allow-origin" not in answer.headers:
+        raise LabelStudioError(
+            f"{address} sends no Access-Control-Allow-Origin: browsers will not show it; let the image server send it"
+        )
+    return answer.content
+
+
+def _webhook(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> str:
+    from activeseg.labelstudio.webhooks import ensure_webhook
+
+    url, secret = workspace.settings.labelstudio.webhook_url, workspace.settings.webhook_secret()
+    if url is None or secret is None:
+        return "none configured"
+    hook = ensure_webhook(client.http, project.external_project_id, url, secret)
+    return f"number {hook.id} gives hints to {hook.url}"
+
+
+def _kind(project: LabelingProject) -> MaskKind:
+    return "bitmask" if project.mask_kind == "bitmask" else "brush"

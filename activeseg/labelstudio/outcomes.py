@@ -1,0 +1,77 @@
+"""What several annotators of an image agreed on, by [labelstudio] consensus, and how far each agrees with the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from activeseg.core.consensus import agreement, majority
+from activeseg.core.labels import Mask
+from activeseg.db import votes
+from activeseg.db.models import Annotation
+from activeseg.db.votes import Ballot
+from activeseg.errors import DataError
+from activeseg.workspace import Workspace
+
+_GROUP = 50
+
+
+def find_outcomes(workspace: Workspace) -> tuple[Counter[str], dict[str, str]]:
+    """Bring the outcomes of all images with several annotators up to date; what is up to date is left alone.
+
+    Returns how many were found ("consensus") or ended without another ("consensus ended"), and the problems by image:
+    there the newest mask counts until they are mended. Needs the lease.
+    """
+    counts, problems = Counter[str](), dict[str, str]()
+    with workspace.database.read() as session:
+        contested = votes.contested(session)
+    for start in range(0, len(contested), _GROUP):
+        with workspace.database.read() as session:
+            ballots = votes.ballots(session, contested[start : start + _GROUP])
+        for ballot in ballots:
+            if not ballot.is_settled(workspace.settings.labelstudio.consensus):
+                _settle(workspace, ballot, counts, problems)
+    return counts, problems
+
+
+def _settle(workspace: Workspace, ballot: Ballot, counts: Counter[str], problems: dict[str, str]) -> None:
+    wanted = ballot.wanted(workspace.settings.labelstudio.consensus)
+    found: tuple[str, str] | None = None
+    shares: dict[int, float] = {}
+    try:
+        if len(ballot.votes) > 1:
+            masks = [_read(workspace, vote) for vote in ballot.votes]
+            shares = dict(zip([vote.id for vote in ballot.votes], agreement(masks), strict=True))
+            found = _agreed(workspace, ballot, wanted, masks)
+        elif wanted:
+            found = _starred(ballot, wanted)
+    except DataError as error:
+        problems[f"annotators of image {ballot.image_id}"] = f"{error}; the newest mask counts"
+        wanted, found = [], None
+    with workspace.database.write() as session:
+        votes.write_agreement(session, shares)
+        if [outcome.consensus_of for outcome in ballot.outcomes] == ([wanted] if wanted else []):
+            return
+        if found is None:
+            votes.end_outcomes(session, ballot)
+            counts["consensus ended"] += len(ballot.outcomes)
+        else:
+            votes.write_outcome(session, ballot, wanted, *found)
+            counts["consensus"] += 1
+
+
+def _agreed(workspace: Workspace, ballot: Ballot, wanted: Sequence[int], masks: list[Mask]) -> tuple[str, str] | None:
+    """Location and sha256 of the outcome; None where there is none."""
+    if len(wanted) < 2:
+        return _starred(ballot, wanted) if wanted else None
+    stored = workspace.store_mask(majority(masks))
+    return stored.location, stored.sha256
+
+
+def _starred(ballot: Ballot, wanted: Sequence[int]) -> tuple[str, str]:
+    (mask,) = (mask for mask in ballot.masks if mask.id in wanted)
+    return str(mask.mask_location), str(mask.mask_sha256)
+
+
+def _read(workspace: Workspace, vote: Annotation) -> Mask:
+    return workspace.read_mask(str(vote.mask_location), vote.mask_sha256)
