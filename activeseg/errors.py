@@ -15,6 +15,7 @@
     ├── LabelStudioError           Label Studio answered with something unusable
     │   ├── LabelStudioUnreachable no answer at all
     │   ├── LabelStudioUnauthorized the token was refused
+    │   ├── LabelStudioRefused     a request was refused: nothing was done
     │   └── LabelStudioDoubt       a creating call may or may not have taken effect
     └── LeaseError                 another process is working on this database
 
@@ -81,6 +82,10 @@ class LabelStudioUnreachable(LabelStudioError):
 
 class LabelStudioUnauthorized(LabelStudioError):
     """Label Studio refused the token."""
+
+
+class LabelStudioRefused(LabelStudioError):
+    """Label Studio refused a request; nothing was done."""
 
 
 class LabelStudioDoubt(LabelStudioError):

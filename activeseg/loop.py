@@ -1,7 +1,7 @@
 """advance_round(): the only place where stages meet. It owns the lease, the order of things and what a failure leaves.
 
-    sync pool -> pull -> split -> (train -> promote -> refresh open tasks, if due) -> finish begun rounds -> score
-    -> (open a round, if due)
+    sync pool -> pull -> split -> (train -> promote -> refresh open tasks, if due) -> finish begun rounds
+    -> (refresh again, if one of them was chosen under a former champion) -> score -> (open a round, if due)
 
 Every step looks at the tables for what is left to do, so a process killed anywhere goes on where it stopped, and a
 second call with nothing new writes nothing.
@@ -9,7 +9,7 @@ second call with nothing new writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -84,9 +84,13 @@ def advance_round(
             collect(workspace, client, note, full=full_pull)
         with failures.kept():
             _train_and_promote(workspace, client, note, listener, retry_failed=True)
-        for row in _begun(workspace):
+        begun = _begun(workspace)
+        for row in begun:
             with failures.kept():
                 _carry_on(workspace, row, client, note, listener)
+        if client is not None and _pushed_for_another(workspace, begun):
+            with failures.kept():
+                note(refresh_open_tasks(workspace, client))
         if readable and _has_champion(workspace):
             with failures.kept():
                 note(score_pool(workspace, on_progress=listener.of("score")))
@@ -326,6 +330,15 @@ def _error_in_row(workspace: Workspace, row: Round) -> Iterator[None]:
 def _begun(workspace: Workspace) -> list[Round]:
     with workspace.database.read() as session:
         return rounds.unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED)
+
+
+def _pushed_for_another(workspace: Workspace, begun: Sequence[Round]) -> bool:
+    """Whether one of these rounds was pushed though it was chosen by another checkpoint than today's champion, or by none."""
+    with workspace.database.read() as session:
+        champion = checkpoints.champion(session)
+        rows = [session.get_one(Round, row.id) for row in begun]
+        chosen_by = [checkpoints.of_round(session, row) for row in rows if row.status == RoundStatus.PUSHED]
+    return champion is not None and any(one is None or one.id != champion.id for one in chosen_by)
 
 
 def _has_champion(workspace: Workspace) -> bool:

@@ -16,9 +16,12 @@ one with our key is ours only if its `data.sha256` is that of the image we sent 
 A row becomes pushed only when the server has said that it has the task. So a pushed task that is not there was deleted by
 somebody, or the server went back to an older backup; it never is one we forgot to send.
 
-Removing a task has a gap that Label Studio gives no means to close: between the question whether anybody has started it and
-its removal, a moment later, a person may submit an annotation, which goes with it. Small groups keep the moment short, and
-such a task is a second copy of another that the person will meet again.
+    deleted, its    the task         pushed again, unless the image is asked for by another query or counts already
+    image waits
+
+One limit: a request to a former project may come to its end after its images were planned anew in another one. Its tasks are
+known by the journal alone: they are removed unless somebody has started them; work on those counts as a stranger's, and is not
+collected.
 """
 
 from __future__ import annotations
@@ -26,18 +29,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 
+from activeseg.comparison import Comparison, compare, find, look, remove_surplus, untouched_of
 from activeseg.db import labeling, sent
-from activeseg.db.models import JournalState, LabelingProject, TaskStatus
-from activeseg.db.sent import SentTask
-from activeseg.labelstudio.client import KeyedTask, LabelStudioClient
-from activeseg.labelstudio.connection import TEST_KEY
+from activeseg.db.models import JournalState, LabelingProject, PushJournal, TaskStatus
+from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.records import ImageRef, StageReport
 from activeseg.workspace import Workspace
 
-_GROUP = 20
+_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,54 +61,6 @@ class Reconciled:
     foreign: int
     recorded: int = 0
     returned: int = 0
-
-
-@dataclass(slots=True)
-class _Comparison:
-    """Our rows beside the server's tasks."""
-
-    ours: dict[str, SentTask]
-    numbers: dict[str, list[int]] = field(default_factory=dict)
-    foreign: int = 0
-    strays: list[int] = field(default_factory=list)
-    there: set[int] = field(default_factory=set)
-
-    @property
-    def differs(self) -> bool:
-        """Whether anything is to be mended."""
-        return bool(self.unrecorded or self.missing or self.forgotten or self.surplus or self.strays)
-
-    @property
-    def unrecorded(self) -> list[str]:
-        """Keys of tasks that are there and whose rows name none of them."""
-        live = ((key, self.ours[key]) for key in self.numbers if self.ours[key].status != TaskStatus.DELETED)
-        return [key for key, row in live if row.status == TaskStatus.PLANNED or row.number not in self.numbers[key]]
-
-    @property
-    def missing(self) -> list[str]:
-        """Keys of tasks we believe pushed that are not there."""
-        return [key for key, row in self.ours.items() if row.status == TaskStatus.PUSHED and key not in self.numbers]
-
-    @property
-    def forgotten(self) -> list[str]:
-        """Keys of tasks that were never sent and that no push is going to send."""
-        return [key for key, row in self.ours.items() if row.forgotten and key not in self.numbers]
-
-    @property
-    def surplus(self) -> dict[str, list[int]]:
-        """Keys with more tasks than they should have: two, or any where the row was given up."""
-        return {key: numbers for key, numbers in self.numbers.items() if len(numbers) > self.allowed(key)}
-
-    def allowed(self, key: str) -> int:
-        """How many tasks a key should have."""
-        return 0 if self.ours[key].status == TaskStatus.DELETED else 1
-
-    def keeper(self, key: str, untouched: frozenset[int]) -> int:
-        """The task of a key that our row is to name: one somebody has started, the one it names now, the oldest."""
-        numbers = self.numbers[key]
-        started = [number for number in numbers if number not in untouched] or numbers
-        named = self.ours[key].number
-        return named if named in started else started[0]
 
 
 def task_key(project: LabelingProject, round_number: int, image: ImageRef) -> str:
@@ -135,23 +90,26 @@ def settle(workspace: Workspace, client: LabelStudioClient, project: LabelingPro
     return found
 
 
-def give_up_missing(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> int:
-    """Mark tasks deleted that we believe pushed and that are not there any more; returns how many.
+def give_up_missing(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> Counter[str]:
+    """Mark tasks deleted that we believe pushed and that are not there any more, with the annotations made on them.
 
-    They are looked up by key first: another task of the same key takes the place of one that is gone. Annotations are
-    marked deleted with the task they were made on.
+    Only numbers are listed. What is not among them is asked for once more, by number and by key: another task of the same
+    key takes the place of one that is gone. Numbers our rows do not name are looked at too: they may be second tasks of a
+    request that came to its end late. Returns `returned` (how many were given up), `removed`, `merged` and `recorded`, as in
+    `Reconciled`.
     """
-    there = set(client.task_ids(project.external_project_id))
+    listed = set(client.task_ids(project.external_project_id))
     with workspace.database.read() as session:
-        ours = sent.tasks_of(session, project.id)
-    gone = [row for row in ours.values() if row.status == TaskStatus.PUSHED and row.number not in there]
-    found = _find(client, project, {row.key: row for row in gone}).numbers
-    with workspace.database.write() as session:
-        sent.point(session, project.id, {key: numbers[0] for key, numbers in found.items()})
-        there.update(number for numbers in found.values() for number in numbers)
-        # First: an image whose mask went with its task returns to the pool.
-        sent.mark_annotations_deleted(session, project.id, there)
-        return sent.give_up(session, project.id, [row.key for row in gone if row.key not in found])
+        ours, known = sent.tasks_of(session, project.id), sent.journal_keys(session, project.id)
+        annotated = sent.annotated_numbers(session, project.id)
+    pushed = {row.number: row.key for row in ours.values() if row.status == TaskStatus.PUSHED and row.number is not None}
+    absent = (pushed.keys() | annotated) - listed
+    seen = look(client, project, ours, sorted(absent | (listed - pushed.keys())), known)
+    gone = {row.key for row in ours.values() if row.stranded or (row.status == TaskStatus.PUSHED and row.number not in listed)}
+    found = find(client, project, {key: ours[key] for key in gone | seen.numbers.keys()})
+    found.there |= listed | seen.there
+    found.strays = seen.strays
+    return _mend(workspace, client, project, found)
 
 
 def give_up_project(workspace: Workspace, project: LabelingProject) -> int:
@@ -170,22 +128,18 @@ def reconcile_project(workspace: Workspace, client: LabelStudioClient, project: 
     Needs the lease. Pull afterwards: annotations of merged tasks are collected by key, under the one query.
     """
     settle(workspace, client, project)
-    found = _compare(workspace, client, project)
-    counts = Counter[str]()
-    if found.differs:
-        _mend(workspace, client, project, found, counts)
-        found = _compare(workspace, client, project)
-    with workspace.database.write() as session:
-        sent.mark_annotations_deleted(session, project.id, found.there)
+    found = compare(workspace, client, project)
+    counts = _mend(workspace, client, project, found)
+    if found.differs or counts["removed"] or counts["strays removed"]:
+        found = compare(workspace, client, project)
     surplus = sum(len(numbers) - found.allowed(key) for key, numbers in found.surplus.items())
-    among = [number for numbers in found.surplus.values() for number in numbers]
-    twice = _still_twice(found, set(client.untouched_tasks(project.external_project_id, among)))
+    twice = _still_twice(client, project, found)
     return Reconciled(
         tasks=len(found.numbers),
         lost=len(found.missing) + len(found.forgotten),
         twice=twice,
         merged=surplus - twice,
-        foreign=found.foreign,
+        foreign=found.foreign + len(found.strays),
         removed=counts["removed"],
         recorded=counts["recorded"],
         returned=counts["returned"],
@@ -212,49 +166,34 @@ def reconcile(workspace: Workspace, client: LabelStudioClient) -> StageReport:
     return StageReport("reconcile", written, sums["lost"] + sums["twice"], time.monotonic() - started, details)
 
 
-def _compare(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> _Comparison:
-    """All of both sides. The server's tasks are read a page at a time; what stays in memory are their numbers."""
-    with workspace.database.read() as session:
-        ours, known = sent.tasks_of(session, project.id), sent.journal_keys(session, project.id)
-    return _sorted(ours, known, client.keyed_tasks(project.external_project_id))
-
-
-def _find(
-    client: LabelStudioClient, project: LabelingProject, ours: Mapping[str, SentTask], keys: Sequence[str] | None = None
-) -> _Comparison:
-    """The same for some keys, by default those of `ours`."""
-    wanted = list(ours if keys is None else keys)
-    return _sorted(dict(ours), set(wanted), client.keyed_tasks(project.external_project_id, wanted))
-
-
-def _sorted(ours: dict[str, SentTask], known: set[str], tasks: Iterable[KeyedTask]) -> _Comparison:
-    found = _Comparison(ours)
-    for task in tasks:
-        found.there.add(task.id)
-        row = ours.get(task.key)
-        if row is not None and row.sha256 == task.sha256:
-            found.numbers.setdefault(task.key, []).append(task.id)
-        elif task.key == TEST_KEY or (row is None and task.key in known):
-            found.strays.append(task.id)
-        else:
-            found.foreign += 1
-    return found
-
-
 def _settle_calls(workspace: Workspace, client: LabelStudioClient, project: LabelingProject) -> int:
     with workspace.database.read() as session:
         open_calls = labeling.unsettled(session, project.id)
     recorded = 0
     for call in open_calls:
-        with workspace.database.read() as session:
-            ours = sent.tasks_of(session, project.id, call.keys)
-        found, counts = _find(client, project, ours, call.keys), Counter[str]()
-        kept = _remove_surplus(client, project, found, counts)
+        found, counts = _wait_for(workspace, client, project, call), Counter[str]()
+        kept = remove_surplus(workspace, client, project, found, counts)
         with workspace.database.write() as session:
             recorded += sent.point(session, project.id, kept)
             note = f"{len(found.numbers)} of {len(call.keys)} tasks were there, {counts['removed']} second ones removed"
             labeling.journal(session, call.id, JournalState.SETTLED, note)
     return recorded
+
+
+def _wait_for(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, call: PushJournal) -> Comparison:
+    """What there is of a call's tasks. The server may still be at work on it: no task is taken for not sent too early."""
+    doubt = workspace.settings.labelstudio.doubt_seconds
+    age = (datetime.now(UTC) - (call.ended_at or call.intended_at)).total_seconds()
+    # Not longer than that either where our clock was set back meanwhile.
+    until = time.monotonic() + min(doubt - age, doubt)
+    while True:
+        with workspace.database.read() as session:
+            ours = sent.tasks_of(session, project.id, call.keys)
+        found = find(client, project, ours, call.keys)
+        left = until - time.monotonic()
+        if left <= 0 or found.keys >= set(call.keys):
+            return found
+        time.sleep(min(_PAUSE, left))
 
 
 def _close_calls(workspace: Workspace, project: LabelingProject) -> None:
@@ -263,51 +202,40 @@ def _close_calls(workspace: Workspace, project: LabelingProject) -> None:
             labeling.journal(session, call.id, JournalState.SETTLED, "the project is gone")
 
 
-def _mend(
-    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, found: _Comparison, counts: Counter[str]
-) -> None:
-    kept = _remove_surplus(client, project, found, counts)
+def _mend(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, found: Comparison) -> Counter[str]:
+    """Put right what differs; counts `removed`, `merged`, `recorded` and `returned`."""
+    counts = Counter[str]()
+    kept = remove_surplus(workspace, client, project, found, counts)
+    wanting = [*found.missing, *found.forgotten]
+    again = _ask_again(workspace, client, project, found, wanting)
     with workspace.database.write() as session:
-        counts["recorded"] += sent.point(session, project.id, kept)
-    # Asked for once more by key: an answer that was short of a task must not cost its annotations.
-    missing = found.missing
-    again = _find(client, project, {key: found.ours[key] for key in missing}).numbers
-    with workspace.database.write() as session:
-        counts["recorded"] += sent.point(session, project.id, {key: numbers[0] for key, numbers in again.items()})
-        there = found.there.union(*again.values())
+        counts["recorded"] = sent.point(session, project.id, kept | again)
         # First: an image whose mask went with its task returns to the pool.
-        sent.mark_annotations_deleted(session, project.id, there)
-        counts["returned"] += sent.give_up(session, project.id, [key for key in missing if key not in again])
-        counts["returned"] += sent.reopen(session, project.id, found.forgotten)
+        sent.mark_annotations_deleted(session, project.id, found.there)
+        counts["returned"] = sent.give_up(session, project.id, [key for key in found.missing if key not in again])
+        counts["returned"] += sent.reopen(session, project.id, [key for key in found.forgotten if key not in again])
+    return counts
 
 
-def _remove_surplus(
-    client: LabelStudioClient, project: LabelingProject, found: _Comparison, counts: Counter[str]
+def _ask_again(
+    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, found: Comparison, wanting: Sequence[str]
 ) -> dict[str, int]:
-    """Delete second tasks nobody has started, in small groups; key -> the task that our row is to name."""
-    kept = {key: found.keeper(key, frozenset(numbers)) for key, numbers in found.numbers.items() if found.allowed(key)}
-    surplus = list(found.surplus.items())
-    for start in range(0, len(surplus), _GROUP):
-        group = surplus[start : start + _GROUP]
-        untouched = _untouched(client, project, [number for _, numbers in group for number in numbers])
-        kept |= {key: found.keeper(key, untouched) for key, _ in group if found.allowed(key)}
-        remove = [number for key, numbers in group for number in numbers if number in untouched and number != kept.get(key)]
-        client.delete_tasks(project.external_project_id, remove)
-        counts["removed"] += len(remove)
-    for start in range(0, len(found.strays), _GROUP):
-        untouched = _untouched(client, project, found.strays[start : start + _GROUP])
-        client.delete_tasks(project.external_project_id, sorted(untouched))
-    return kept
+    """Tasks of keys that no listing had, asked for by key and by number; what is there goes to `found.there`.
+
+    An answer that was short of a task must not cost its annotations.
+    """
+    ours = {key: found.ours[key] for key in wanting}
+    with workspace.database.read() as session:
+        numbers = sent.annotated_numbers(session, project.id)
+    numbers |= {row.number for row in ours.values() if row.number is not None}
+    answers = [look(client, project, ours, sorted(numbers - found.there)), find(client, project, ours)]
+    found.there.update(*(answer.there for answer in answers))
+    return {key: numbers[0] for answer in answers for key, numbers in answer.numbers.items()}
 
 
-def _untouched(client: LabelStudioClient, project: LabelingProject, among: Sequence[int]) -> frozenset[int]:
-    return frozenset(client.untouched_tasks(project.external_project_id, among))
-
-
-def _still_twice(found: _Comparison, untouched: set[int]) -> int:
+def _still_twice(client: LabelStudioClient, project: LabelingProject, found: Comparison) -> int:
     """Second tasks nobody has started: of each key as many as there are beyond the one that may be there."""
-    twice = 0
-    for key, numbers in found.surplus.items():
-        waiting = sum(number in untouched for number in numbers)
-        twice += min(waiting, len(numbers) - found.allowed(key))
-    return twice
+    surplus = found.surplus
+    untouched = untouched_of(client, project, [number for numbers in surplus.values() for number in numbers])
+    waiting = {key: sum(number in untouched for number in numbers) for key, numbers in surplus.items()}
+    return sum(min(waiting[key], len(numbers) - found.allowed(key)) for key, numbers in surplus.items())

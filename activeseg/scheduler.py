@@ -42,6 +42,10 @@ LOOK_BACK_EVERY = timedelta(minutes=10)
 
 LOOK_FOR_REQUESTS_EVERY = timedelta(seconds=3)
 
+REST_BETWEEN_REQUESTS = timedelta(seconds=30)
+"""From the end of one job that was asked for to the next of its kind: people who submit every few seconds would keep the
+pull running without a break, and rounds, planned jobs and commands would find its lease held."""
+
 CheckStop = Callable[[], None]
 """Raises `Stopped` when the scheduler was asked to end; a job calls it where it can stop without loss."""
 
@@ -143,7 +147,8 @@ class Scheduler:
     def serve_request(self) -> JobResult | None:
         """Run the job of the oldest waiting request; None where none waits or another process is at work.
 
-        Requests no job of this scheduler answers to are left alone. Of two schedulers one gets a request.
+        Requests no job of this scheduler answers to are left alone. Of two schedulers one gets a request. One that comes
+        within REST_BETWEEN_REQUESTS of the last waits.
         """
         names = [job.name for job in self.jobs.values() if job.on_request]
         started = self.now()
@@ -152,8 +157,11 @@ class Scheduler:
                 # Asked first: taking a request only to find the lease held would write a run every few seconds.
                 if self._stopping.is_set() or not requests.is_waiting(session, names) or lease.is_held(session):
                     return None
+                rested = requests.rested(session, names, at=started, pause=REST_BETWEEN_REQUESTS)
+                if not requests.is_waiting(session, rested):
+                    return None
             with self.database.write() as session:
-                request = requests.take(session, names, at=started)
+                request = requests.take(session, rested, at=started)
                 run_id = jobs.start_run(session, request.kind, None, at=started) if request else 0
         except Exception as error:
             self._log.warning("requests could not be looked for: %s", _named(error))

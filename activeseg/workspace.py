@@ -83,18 +83,23 @@ class Workspace:
         """Pixels (H, W, 3) uint8, upright. Raises ImageError."""
         return decode_image(self.read_bytes(ref), max_pixels=self.settings.pool.max_pixels)
 
-    def read_mask(self, location: str, sha256: str | None = None) -> Mask:
-        """A stored mask, as the label set describes masks. Raises MaskError where it is missing or altered."""
+    def read_mask(self, location: str, sha256: str | None = None, *, label_set: LabelSet | None = None) -> Mask:
+        """A stored mask, as the label set it was stored for (default: today's) describes masks.
+
+        Raises MaskError where it is missing or altered.
+        """
+        label_set = label_set or self.label_set
         data = self.artifacts.read(location, sha256=sha256)
         limit = self.settings.pool.max_pixels
-        if self.label_set.overlap:
-            return decode_planes(data, len(self.label_set.names), max_pixels=limit)
+        if label_set.overlap:
+            return decode_planes(data, len(label_set.names), max_pixels=limit)
         return decode_mask(data, max_pixels=limit)
 
-    def store_mask(self, mask: Mask) -> Artifact:
-        """Store a mask; `read_mask` reads it back. Raises MaskError where it is none of the label set's."""
-        self.label_set.check_mask(mask)
-        return self.artifacts.put(encode_planes(mask) if self.label_set.overlap else encode_mask(mask), "mask", ".png")
+    def store_mask(self, mask: Mask, *, label_set: LabelSet | None = None) -> Artifact:
+        """Store a mask of a label set (default: today's); `read_mask` reads it back. Raises MaskError where it is none."""
+        label_set = label_set or self.label_set
+        label_set.check_mask(mask)
+        return self.artifacts.put(encode_planes(mask) if label_set.overlap else encode_mask(mask), "mask", ".png")
 
     def read_labeled(self, item: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], Mask]:
         """Pixels and the mask that counts."""

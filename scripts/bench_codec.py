@@ -2,7 +2,7 @@
 
     python scripts/bench_codec.py [--repeats N] [--json]
 
-Blobs of three sizes with about 1,100, 11,000 and 58,000 runs. Ours and theirs take turns, so that a busy machine slows both;
+Smooth blobs of three sizes; how many runs they have is printed. Ours and theirs take turns, so that a busy machine slows both;
 the figures are medians, in milliseconds of one mask. Every result is compared with the mask. Below them, in the same way
 without a counterpart: whole predictions of 12 and 60 classes as regions and back.
 """

@@ -67,6 +67,9 @@ class MemoryLabelStudio:
         assert version in shown, "Label Studio refuses a version that no task has"
         self.versions[project_id] = version
 
+    def model_version(self, project_id: int) -> str:
+        return self.versions.get(project_id, "")
+
     def ensure_tab(self, project_id: int, title: str, ordering: Sequence[str]) -> int:
         return 1
 
@@ -107,6 +110,7 @@ class MemoryLabelStudio:
 
     def changed_tasks(self, project_id: int, since: datetime | None) -> list[TaskStamp]:
         stamps = [TaskStamp(number, self.tasks[number]["updated"]) for number in self.task_ids(project_id)]
+        stamps.sort(key=lambda stamp: (stamp.updated_at, stamp.id))
         return [stamp for stamp in stamps if since is None or stamp.updated_at > since]
 
     def export_tasks(self, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -129,12 +133,14 @@ class MemoryLabelStudio:
 
 def section(title: str) -> dict[str, Any]:
     """The [labelstudio] section for a project of this title."""
-    return {"url": MemoryLabelStudio.url, "project": title, "token_file": "token"}
+    return {"url": MemoryLabelStudio.url, "project": title, "token_file": "token", "doubt_seconds": 0}
 
 
-def push(workspace: Workspace, client: Any, annotator: PreAnnotator | None = None) -> dict[str, StageReport]:
+def push(
+    workspace: Workspace, client: Any, annotator: PreAnnotator | None = None, *, size: int | None = None
+) -> dict[str, StageReport]:
     """What `activeseg pool sync` and `activeseg push` do; the reports by stage."""
     sync_pool(workspace)
-    rows = rounds_to_push(workspace, None)
+    rows = rounds_to_push(workspace, size)
     reports = [one for row in rows for one in finish_round(workspace, row, client, Listener(), pre_annotator=annotator)]
     return {report.stage: report for report in reports}

@@ -68,6 +68,8 @@ class _ImportCommand(TyperCommand):
             return rest
         if given["source"] is None and None in (given["images"], given["masks"], given["split"]):
             raise typer.BadParameter("expected --from, or --images, --masks and --split", ctx=ctx)
+        if given["source"] is None and given["uncovered"] is not None:
+            raise typer.BadParameter("--uncovered is for COCO files: give it with --from", ctx=ctx)
         if given["source"] is not None and given["masks"] is not None:
             raise typer.BadParameter("--masks cannot be given with --from", ctx=ctx)
         return rest
@@ -120,6 +122,8 @@ def import_(
             folder = str(images) if "://" in str(images) else str(Path(str(images)).absolute())
             report = import_dataset(workspace, folder, Path(str(masks)), wanted)
     print_reports([report], as_json)
+    if report.details.get("older"):
+        typer.echo("older: a newer mask counts for these images; --images and --masks import a mask all the same", err=True)
     if report.failed:
         raise DataError(f"{report.failed} pairs were left out; the reasons stand above")
 
@@ -127,7 +131,7 @@ def import_(
 @group.command("export")
 def export(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; an earlier export there is replaced.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write: a new one, or an empty one.")],
     format_: Annotated[Format, typer.Option("--format", help="Index masks, or COCO files with run lengths.")] = Format.MASKS,
     split: Annotated[list[Splits] | None, typer.Option("--split", help="Only this split; may be repeated.")] = None,
     training_run: Annotated[int | None, typer.Option("--training-run", help="Exactly what this training saw.")] = None,

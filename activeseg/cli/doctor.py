@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,11 @@ from activeseg.cli.output import AsJson, print_json, settings_of
 from activeseg.errors import ActivesegError, NotReadyError
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from activeseg.config import Settings
+    from activeseg.labelstudio.client import LabelStudioClient, Project
+    from activeseg.workspace import Workspace
 
 LOW_DISK_GB = 2.0
 
@@ -147,47 +152,60 @@ def _champion(settings: Settings) -> str:
 def _labelstudio(settings: Settings) -> str:
     if settings.labelstudio.url is None:
         raise _Warning("none configured: set [labelstudio] url, or answer queries with `activeseg dataset import`")
+    from activeseg.labelstudio.drawings import uncovered_value
     from activeseg.labelstudio.registration import check_project, open_client
     from activeseg.workspace import open_workspace
 
     with open_client(settings) as client, open_workspace(settings, check_schema=False) as workspace:
+        uncovered_value(workspace)
         version, kind = client.version(), client.token_kind
         state = check_project(workspace, client)
     return f"{settings.labelstudio.url}, version {version}, {kind} token, {state}"
 
 
 def _webhook(settings: Settings) -> str:
-    from activeseg.errors import LabelStudioError
+    """How the project's hook stands. One that fails costs minutes, never annotations: warnings, no problems."""
+    from activeseg.errors import LabelStudioError, SchemaError
+    from activeseg.labelstudio.registration import open_client
+    from activeseg.workspace import open_workspace
 
     section = settings.labelstudio
     if section.url is None or section.webhook_url is None:
         return "off: annotations arrive with the next planned pull"
-    try:
-        return _asked_about_webhook(settings, section.webhook_url)
-    except LabelStudioError as error:
-        raise _Warning(f"not known: {error}") from error
+    secret = settings.webhook_secret(make=False)
+    with ExitStack() as stack:
+        # What fails here has failed in another check, whose line says why.
+        try:
+            client = stack.enter_context(open_client(settings))
+            workspace = stack.enter_context(open_workspace(settings))
+            project = client.find_project(section.project, workspace.label_set, section.mask_kind)
+        except SchemaError as error:
+            raise _Warning("not checked: see database") from error
+        except ActivesegError as error:
+            raise _Warning("not checked: see label studio") from error
+        try:
+            return _asked_about_webhook(workspace, client, project, section.webhook_url, secret)
+        except LabelStudioError as error:
+            raise _Warning(f"not known: {error}") from error
 
 
-def _asked_about_webhook(settings: Settings, url: str) -> str:
-    """How the project's hook stands. A hook that fails costs minutes, never annotations: warnings, no problems."""
+def _asked_about_webhook(
+    workspace: Workspace, client: LabelStudioClient, project: Project | None, url: str, secret: SecretStr | None
+) -> str:
     from activeseg.db import requests
-    from activeseg.labelstudio.registration import open_client
-    from activeseg.labelstudio.webhooks import find_webhook, refusal
-    from activeseg.workspace import open_workspace
+    from activeseg.labelstudio.install import SERVER_VERSION
+    from activeseg.labelstudio.webhooks import can_be_asked, find_webhook, refusal
 
-    with open_client(settings) as client, open_workspace(settings) as workspace:
-        section = settings.labelstudio
-        project = client.find_project(section.project, workspace.label_set, section.mask_kind)
-        hook = find_webhook(client.http, project.id, url) if project else None
-        secret = settings.webhook_secret(make=False)
-        remedy = "`activeseg ls connect` makes and mends it"
-        if why := refusal(client.http, url):
-            raise _Warning(why)
-        if hook is None or secret is None:
-            raise _Warning(f"the project has no webhook to {url} yet: {remedy}")
-        if problem := hook.problem(url, secret):
-            raise _Warning(f"the project's webhook {hook.id} {problem}: {remedy}")
-        with workspace.database.read() as session:
-            last = requests.last_asked(session, requests.PULL, requests.HINT)
+    hook = find_webhook(client.http, project.id, url) if project else None
+    remedy = "`activeseg ls connect` makes and mends it"
+    if why := refusal(client.http, url):
+        raise _Warning(why)
+    if hook is None or secret is None:
+        raise _Warning(f"the project has no webhook to {url} yet: {remedy}")
+    if problem := hook.problem(url, secret):
+        raise _Warning(f"the project's webhook {hook.id} {problem}: {remedy}")
+    with workspace.database.read() as session:
+        last = requests.last_asked(session, requests.PULL, requests.HINT)
     came = f"the last hint came {last:%Y-%m-%d %H:%M} UTC" if last else "no hint came so far"
-    return f"hook {hook.id} to {hook.url} is in place; {came}"
+    unseen = f"; only Label Studio {SERVER_VERSION} can be asked whether it calls this address"
+    return f"hook {hook.id} to {hook.url} is in place; {came}" + ("" if can_be_asked(client.http) else unseen)

@@ -45,7 +45,7 @@ def ml_backend(
         wanted = login(workspace.settings)
         where, number = section.host if host is None else host, section.port if port is None else port
         opened = stack.enter_context(
-            open_socket(where, number, section="ml_backend", secret="password", explicit=wanted.explicit)
+            open_socket(where, number, section="ml_backend", secret="password", explicit=wanted.password.explicit)
         )
         client = stack.enter_context(client_of(workspace))
         champion = Champion(workspace)
@@ -53,7 +53,9 @@ def ml_backend(
         app = create_app(Answers(champion, Pictures(workspace, client.http if client else None)), wanted)
         version = champion.version()
         if as_json:
-            print_json({"url": url_of(opened), "user": wanted.user, "password": wanted.place, "model_version": version})
+            print_json(
+                {"url": url_of(opened), "user": wanted.user, "password": wanted.password.place, "model_version": version}
+            )
         else:
             _announce(url_of(opened), wanted, version)
         run(app, opened)
@@ -63,6 +65,6 @@ def _announce(url: str, wanted: Login, version: str | None) -> None:
     typer.echo(f"predicting at {url} by {version or 'no champion yet'} (Ctrl-C stops it)")
     typer.echo("in Label Studio: project > Settings > Model > Connect Model")
     typer.echo(f"  Backend URL      {url} (as the server reaches it)")
-    typer.echo(f"  Authentication   Basic, user {wanted.user}, password in {wanted.place}")
+    typer.echo(f"  Authentication   Basic, user {wanted.user}, password in {wanted.password.place}")
     if version is None:
         typer.echo("until a champion is promoted, tasks get no prediction", err=True)

@@ -10,7 +10,7 @@ import typer
 from activeseg.cli.output import AsJson, print_json, workspace_of
 
 if TYPE_CHECKING:
-    from activeseg.web.auth import Token
+    from activeseg.config import OwnSecret
 
 
 def register(app: typer.Typer) -> None:
@@ -31,15 +31,15 @@ def serve(
     With a webhook configured it also takes Label Studio's hints that annotations changed.
     """
     from activeseg.hints import HOOK_PATH
+    from activeseg.listening import open_socket, run, url_of
     from activeseg.web.app import create_app
     from activeseg.web.auth import bearer_token
-    from activeseg.web.server import open_socket, run, url_of
 
     with workspace_of(context) as workspace:
         section = workspace.settings.serve
         token = bearer_token(workspace.settings)
-        where = section.host if host is None else host
-        with open_socket(where, section.port if port is None else port, token) as opened:
+        where, number = section.host if host is None else host, section.port if port is None else port
+        with open_socket(where, number, section="serve", secret="token", explicit=token.explicit) as opened:
             app = create_app(workspace.settings, workspace.database)
             hook = url_of(opened) + HOOK_PATH if workspace.settings.webhook_secret() else None
             if as_json:
@@ -53,7 +53,7 @@ def serve(
             run(app, opened)
 
 
-def _announce(url: str, token: Token) -> None:
-    shell = f"$(cat '{token.file}')" if token.file else "$ACTIVESEG_SERVE__TOKEN"
+def _announce(url: str, token: OwnSecret) -> None:
+    shell = f"$(cat '{token.file}')" if token.file else f"${token.variable}"
     typer.echo(f"serving {url} (Ctrl-C stops it); the token is in {token.place}")
     typer.echo(f'try     curl -H "Authorization: Bearer {shell}" "{url}/api/rankings?limit=5"')

@@ -4,7 +4,7 @@ Environment beats file: `ACTIVESEG_LABELSTUDIO__URL` sets `[labelstudio] url`. A
 are taken from the folder of the TOML file. Secrets come from the environment or from files, never from the TOML file.
 """
 
-from activeseg.config.secrets import read_secret, secret_or_new, write_secret
+from activeseg.config.secrets import OwnSecret, own_secret, read_secret, write_secret
 from activeseg.config.sections import (
     LabelStudioSection,
     MlBackendSection,
@@ -24,6 +24,7 @@ __all__ = [
     "LabelStudioSection",
     "MlBackendSection",
     "ModelSection",
+    "OwnSecret",
     "PromotionSection",
     "ScheduleSection",
     "Section",
@@ -31,8 +32,8 @@ __all__ = [
     "TrainingSection",
     "commented_toml",
     "load_settings",
+    "own_secret",
     "read_secret",
-    "secret_or_new",
     "toml_value",
     "write_secret",
 ]

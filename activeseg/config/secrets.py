@@ -7,13 +7,34 @@ import os
 import secrets
 import stat
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from activeseg.errors import ConfigError
 
+MIN_LENGTH = 16
 _NEW_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSecret:
+    """A secret of this installation, which others must send to it.
+
+    file: where it lies; None when it came from the environment. explicit: a person set it or named its file, so they know
+    that there is one to keep. variable: of the environment that sets it.
+    """
+
+    value: SecretStr
+    file: Path | None
+    explicit: bool
+    variable: str
+
+    @property
+    def place(self) -> str:
+        """Where a person finds it."""
+        return str(self.file or f"the environment variable {self.variable}")
 
 
 def read_secret(file: Path) -> SecretStr:
@@ -42,16 +63,27 @@ def write_secret(file: Path, value: str) -> None:
         stream.write(value + "\n")
 
 
-def secret_or_new(value: SecretStr | None, file: Path) -> SecretStr:
-    """`value` where there is one (it came from the environment), else the file's, made with a random secret at first use.
+def own_secret(value: SecretStr | None, file: Path | None, *, default: Path, variable: str) -> OwnSecret:
+    """`value` where there is one (it came from the environment), else a file's, made with a random secret at first use.
 
-    Of two processes that start at once, one makes the file and both get what is in it. Raises ConfigError as `read_secret`.
+    file: the one a person named; None for `default`. Of two processes that start at once, one makes the file and both get
+    what is in it. Raises ConfigError as `read_secret`, and for one that is short or that a header cannot carry.
     """
-    if value is not None:
-        return value
-    if not file.exists():
-        _write_unless_there(file, secrets.token_urlsafe(_NEW_BYTES))
-    return read_secret(file)
+    where = file or default
+    if value is None:
+        if not where.exists():
+            _write_unless_there(where, secrets.token_urlsafe(_NEW_BYTES))
+        found = OwnSecret(read_secret(where), where, file is not None, variable)
+    else:
+        found = OwnSecret(value, None, True, variable)
+    text = found.value.get_secret_value()
+    if len(text) < MIN_LENGTH or not (text.isascii() and text.isprintable()):
+        remedy = "delete the file and a new one is made" if found.file else "set another one, or unset it"
+        raise ConfigError(
+            f"secret in {found.place}: expected at least {MIN_LENGTH} printable ASCII characters, because it travels in a "
+            f"header: {remedy}"
+        )
+    return found
 
 
 def _write_unless_there(file: Path, value: str) -> None:

@@ -242,6 +242,9 @@ class LabelStudioSection(Section):
     batch_mb: float = Field(10.0, gt=0, description="largest import request")
     min_region_pixels: int = Field(4, ge=0, description="predicted specks smaller than this are merged before pushing")
     timeout: float = Field(60.0, gt=0, description="seconds per request")
+    doubt_seconds: float = Field(
+        30.0, ge=0, description="a request whose end is unknown is looked for this long before its tasks are sent again"
+    )
     webhook_url: str | None = Field(
         None, description="address of `activeseg serve` as Label Studio reaches it, for hints to pull at once; unset = none"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from activeseg.config.secrets import read_secret, secret_or_new
+from activeseg.config.secrets import own_secret, read_secret
 from activeseg.config.sections import (
     ArtifactsSection,
     DatabaseSection,
@@ -32,7 +32,6 @@ CONFIG_FILE = "activeseg.toml"
 ENV_PREFIX = "ACTIVESEG_"
 SECRETS = (("labelstudio", "token"), ("labelstudio", "webhook_secret"), ("serve", "token"), ("ml_backend", "password"))
 """Keys that come from the environment or from a file of their own, never from activeseg.toml."""
-_MIN_WEBHOOK_SECRET = 16
 _WEBHOOK_SECRET_FILE = Path(".activeseg-webhook-secret")
 _SECRET_KEYS = frozenset(key for _, key in SECRETS)
 
@@ -122,14 +121,8 @@ class Settings(BaseSettings):
         file = self.path(section.webhook_secret_file or _WEBHOOK_SECRET_FILE)
         if not make and section.webhook_secret is None and not file.exists():
             return None
-        secret = secret_or_new(section.webhook_secret, file)
-        value = secret.get_secret_value()
-        if len(value) < _MIN_WEBHOOK_SECRET or not (value.isascii() and value.isprintable()):
-            raise ConfigError(
-                f"the webhook's secret: expected at least {_MIN_WEBHOOK_SECRET} printable ASCII characters, because it travels "
-                "in a header: set another one, or delete its file and a new one is made"
-            )
-        return secret
+        variable = f"{ENV_PREFIX}LABELSTUDIO__WEBHOOK_SECRET"
+        return own_secret(section.webhook_secret, None, default=file, variable=variable).value
 
 
 def load_settings(path: Path | None = None) -> Settings:

@@ -33,19 +33,21 @@ def _number(value: Any) -> Any:
 
 
 def is_uncertain(session: Session, query_id: int) -> bool:
-    """Whether a query's image stood in the upper half of all images scored when its round was ranked.
+    """Whether a query's image stood in the upper half of all images scored when its round was opened.
 
-    By the round's scoring configuration and acquisition function; never for a round without a model.
+    By the round's scoring configuration and acquisition function; never for a round without a model. Images that came to
+    the pool later shift nothing.
     """
-    statement = sa.select(Round.scoring_config_id, Round.acquisition, Query.image_id).join(Round, Round.id == Query.round_id)
-    config, acquisition, image_id = session.execute(statement.where(Query.id == query_id)).one()
-    if config is None:
+    rounds = sa.select(Round, Query.image_id).join(Query, Query.round_id == Round.id)
+    asked, image_id = session.execute(rounds.where(Query.id == query_id)).one()
+    if asked.scoring_config_id is None:
         return False
     columns = Score.__table__.c
-    value = columns.get(acquisition, columns.entropy_sum)
-    own = session.scalar(sa.select(value).where(columns.scoring_config_id == config, columns.image_id == image_id))
+    value = columns.get(asked.acquisition, columns.entropy_sum)
+    then = (columns.scoring_config_id == asked.scoring_config_id, columns.scored_at <= asked.opened_at)
+    own = session.scalar(sa.select(value).where(*then, columns.image_id == image_id))
     if own is None:
         return False
-    counts = sa.select(sa.func.count(), sa.func.count(sa.case((value > own, 1)))).where(columns.scoring_config_id == config)
+    counts = sa.select(sa.func.count(), sa.func.count(sa.case((value > own, 1)))).where(*then)
     scored, above = session.execute(counts).one()
     return bool(2 * (above + 1) <= scored)

@@ -15,6 +15,7 @@ from activeseg.records import ImageRef
 # Both databases bind more, but not without limit (SQLite: 32,766).
 MAX_BIND = 900
 
+_LABELLED = sa.select(sa.column("image_id", sa.Integer)).select_from(sa.table("current_annotations"))
 
 T = TypeVar("T")
 
@@ -44,9 +45,13 @@ def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
 
 
 def active_uris(session: Session, prefix: str) -> dict[str, int]:
-    """uri -> image id of active and quarantined images of the pool and of whatever else lies below `prefix`."""
+    """uri -> image id of active and quarantined images of the pool and of whatever else lies below `prefix`.
+
+    Not those labelled ones without a split that lie elsewhere: they belong to an imported data set.
+    """
+    elsewhere = sa.and_(Image.split == Split.POOL, Image.id.not_in(_LABELLED))
     statement = sa.select(Image.uri, Image.id).where(
-        sa.or_(Image.uri.startswith(prefix, autoescape=True), Image.split == Split.POOL),
+        sa.or_(Image.uri.startswith(prefix, autoescape=True), elsewhere),
         Image.status.in_([ImageStatus.ACTIVE, ImageStatus.QUARANTINED]),
     )
     return {row.uri: row.id for row in session.execute(statement)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,13 +21,14 @@ from activeseg.db.models import (
     Query,
     QueryStatus,
     Round,
-    Split,
     Task,
     TaskStatus,
 )
 from activeseg.db.models.columns import now
-from activeseg.db.truth import CURRENT
 from activeseg.records import ImageRef
+
+UNSETTLED = (JournalState.INTENDED, JournalState.DOUBT)
+"""Calls nobody knows the end of: intended (killed meanwhile) or in doubt (answer lost)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +127,12 @@ def journal(session: Session, journal_id: int, state: JournalState, note: str | 
 
 
 def unsettled(session: Session, labeling_project_id: int) -> list[PushJournal]:
-    """Calls nobody knows the end of: intended (killed meanwhile) or in doubt (answer lost)."""
+    """Calls to a project nobody knows the end of, oldest first."""
     statement = sa.select(PushJournal).where(
         PushJournal.labeling_project_id == labeling_project_id,
-        PushJournal.state.in_([JournalState.INTENDED, JournalState.DOUBT]),
+        PushJournal.state.in_(UNSETTLED),
     )
     return list(session.scalars(statement.order_by(PushJournal.id)))
-
-
-def mark_pushed(session: Session, labeling_project_id: int, task_ids: Mapping[str, int]) -> int:
-    """Record outside ids by key; the queries become pushed. Returns how many tasks were not pushed before."""
-    changed = 0
-    for block in blocks(list(task_ids)):
-        mine = sa.select(Task, Query).join(Query, Query.id == Task.query_id)
-        statement = mine.where(Task.labeling_project_id == labeling_project_id, Task.key.in_(block))
-        for task, query in session.execute(statement).all():
-            if task.status == TaskStatus.PLANNED:
-                task.external_task_id, task.status, task.pushed_at = task_ids[task.key], TaskStatus.PUSHED, now()
-                if query.status == QueryStatus.SELECTED:
-                    query.status = QueryStatus.PUSHED
-                changed += 1
-    session.flush()
-    return changed
 
 
 def known_tasks(session: Session, labeling_project_id: int, keys: Iterable[str]) -> dict[str, KnownTask]:
@@ -179,28 +164,6 @@ def task_of_image(session: Session, key: str, sha256: str) -> tuple[Task, ImageR
     )
     found = session.execute(statement).first()
     return None if found is None else (found[0], ImageRef(found[1].id, found[1].uri, found[1].sha256))
-
-
-def pushed_task_ids(session: Session, labeling_project_id: int) -> dict[int, Task]:
-    """Outside id -> task, of every task we believe Label Studio has."""
-    statement = sa.select(Task).where(Task.labeling_project_id == labeling_project_id, Task.status == TaskStatus.PUSHED)
-    return {task.external_task_id: task for task in session.scalars(statement) if task.external_task_id is not None}
-
-
-def mark_task_deleted(session: Session, task: Task) -> None:
-    """A task is gone from Label Studio: unless another mask of it counts, its image goes back to the pool."""
-    held = session.get_one(Task, task.id)
-    held.status = TaskStatus.DELETED
-    query = session.get_one(Query, held.query_id)
-    if query.status == QueryStatus.PUSHED:
-        query.status = QueryStatus.WITHDRAWN
-        image = session.get_one(Image, query.image_id)
-        session.flush()
-        # A validation image stays: the split is frozen, with or without a mask.
-        still_counts = sa.select(CURRENT.c.image_id).where(CURRENT.c.image_id == image.id)
-        if image.split == Split.TRAIN and session.scalar(still_counts) is None:
-            image.split = Split.POOL
-    session.flush()
 
 
 def move_cursor(session: Session, labeling_project_id: int, until: datetime) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from activeseg.db.labeling import count_tasks_before
 from activeseg.db.models import Arm, Image, ImageStatus, Prediction, Query, QueryStatus, Round, Task, TaskStatus
+from activeseg.db.planned import size_shown
 from activeseg.records import ImageRef
 
 
@@ -47,21 +48,21 @@ def open_tasks(session: Session, labeling_project_id: int) -> list[OpenTask]:
 
 def _open_task(task: Task, query: Query, before: int, image: Image, source: str | None) -> OpenTask:
     size = (image.height or 0, image.width or 0)
-    shown = (task.shown_height or size[0], task.shown_width or size[1])
     ref = ImageRef(image.id, image.uri, image.sha256)
-    return OpenTask(task, ref, query.arm, before + query.shown_order, size, shown, source)
+    return OpenTask(task, ref, query.arm, before + query.shown_order, size, size_shown(task, size), source)
 
 
-def any_without(session: Session, source: str) -> bool:
-    """Whether a task that waits for annotators, in whatever project, shows another prediction than one of `source`'s."""
-    shown = sa.select(Prediction.source).where(Prediction.id == Task.prediction_id).scalar_subquery()
+def sources_shown(session: Session) -> set[str | None]:
+    """Whose predictions the tasks that wait for annotators, in whatever project, show; None for those without any."""
     statement = (
-        sa.select(Task.id)
+        sa.select(Prediction.source)
+        .select_from(Task)
         .join(Query, Query.id == Task.query_id)
         .join(Image, Image.id == Query.image_id)
-        .where(*_waiting(), sa.func.coalesce(shown, "") != source)
+        .outerjoin(Prediction, Prediction.id == Task.prediction_id)
+        .where(*_waiting())
     )
-    return session.scalar(statement.limit(1)) is not None
+    return set(session.scalars(statement.distinct()))
 
 
 def _waiting() -> tuple[sa.ColumnElement[bool], ...]:

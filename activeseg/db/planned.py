@@ -94,8 +94,13 @@ def page(
 
 def _planned(task: Task, shown_order: int, image: Image, prediction: Prediction | None) -> PlannedTask:
     size = (image.height or 0, image.width or 0)
-    shown = (task.shown_height or size[0], task.shown_width or size[1])
-    return PlannedTask(task, ImageRef(image.id, image.uri, image.sha256), size, shown, shown_order, prediction)
+    ref = ImageRef(image.id, image.uri, image.sha256)
+    return PlannedTask(task, ref, size, size_shown(task, size), shown_order, prediction)
+
+
+def size_shown(task: Task, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the picture people draw on, for an image of this size."""
+    return task.shown_height or size[0], task.shown_width or size[1]
 
 
 def deliver(session: Session, urls: Mapping[int, tuple[str, str | None]]) -> None:

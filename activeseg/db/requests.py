@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from activeseg.db.models import RequestRow
+from activeseg.db.models import JobRun, RequestRow
 
 PULL = "pull"
 """Collect annotations now instead of at the next planned time."""
@@ -34,6 +34,16 @@ def ask(session: Session, kind: str, *, requested_by: str, reason: str | None = 
 def is_waiting(session: Session, kinds: Collection[str]) -> bool:
     """Whether anything of these kinds was asked for and not taken."""
     return bool(session.scalar(sa.select(sa.exists().where(RequestRow.kind.in_(kinds), RequestRow.taken_at.is_(None)))))
+
+
+def rested(session: Session, kinds: Collection[str], *, at: datetime, pause: timedelta) -> list[str]:
+    """The kinds whose last run outside the plan ended `pause` before `at`, or never was.
+
+    An end after `at`, by a clock that was ahead, keeps nothing waiting.
+    """
+    ended = sa.select(JobRun.job, sa.func.max(JobRun.ended_at)).where(JobRun.job.in_(kinds), JobRun.planned_at.is_(None))
+    last = {job: when for job, when in session.execute(ended.group_by(JobRun.job)) if when is not None}
+    return [kind for kind in kinds if kind not in last or not timedelta(0) <= at - last[kind] < pause]
 
 
 def take(session: Session, kinds: Collection[str], *, at: datetime) -> RequestRow | None:

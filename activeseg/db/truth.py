@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from activeseg.db.images import blocks
 from activeseg.db.models import (
@@ -48,11 +48,6 @@ class AnnotatedImage:
     mask_sha256: str
 
 
-def known_version(session: Session, labeling_project_id: int, annotation_id: int, updated_at: datetime) -> bool:
-    """Whether this version of a Label Studio annotation was pulled before."""
-    return (annotation_id, updated_at) in known_versions(session, labeling_project_id, [annotation_id])
-
-
 def known_versions(session: Session, labeling_project_id: int, annotation_ids: Iterable[int]) -> set[tuple[int, datetime]]:
     """(outside id, moment of its last change) of all versions of these Label Studio annotations that were pulled before."""
     found: set[tuple[int, datetime]] = set()
@@ -64,10 +59,11 @@ def known_versions(session: Session, labeling_project_id: int, annotation_ids: I
     return found
 
 
-def move_stars(session: Session, labeling_project_id: int, stars: Mapping[tuple[int, datetime], bool]) -> int:
+def move_stars(session: Session, labeling_project_id: int, stars: Mapping[tuple[int, datetime], bool], *, decides: bool) -> int:
     """Set who is starred as ground truth, by outside id and moment of versions pulled before; returns how many changed.
 
-    Label Studio takes the star from all other annotations of a task without marking them as changed.
+    Label Studio takes the star from all other annotations of a task without marking them as changed. decides: whether a star
+    says what counts ([labelstudio] consensus), so that what several annotators agreed on is to be found again.
     """
     moved: list[Annotation] = []
     for block in blocks(sorted({number for number, _ in stars})):
@@ -82,7 +78,8 @@ def move_stars(session: Session, labeling_project_id: int, stars: Mapping[tuple[
                 row.ground_truth = starred
                 moved.append(row)
     session.flush()
-    _reopen_votes(session, {row.image_id for row in moved})
+    if decides:
+        _reopen_votes(session, {row.image_id for row in moved})
     return len(moved)
 
 
@@ -108,7 +105,7 @@ def record_all(session: Session, rows: Sequence[Annotation]) -> None:
     session.flush()
     drawn = [row for row in rows if row.consensus_of is None]
     _reopen_votes(session, {row.image_id for row in drawn if row.source == AnnotationSource.LABELSTUDIO})
-    _refresh_queries(session, {row.query_id for row in drawn if row.query_id is not None})
+    refresh_queries(session, {row.query_id for row in drawn if row.query_id is not None})
 
 
 def _reopen_votes(session: Session, image_ids: set[int]) -> None:
@@ -120,13 +117,9 @@ def _reopen_votes(session: Session, image_ids: set[int]) -> None:
         session.execute(sa.update(Annotation).where(here, Annotation.agreement.is_not(None)).values(agreement=None))
 
 
-def refresh_query(session: Session, query_id: int) -> None:
-    """Set a query's status from the newest version of each of its annotations."""
-    _refresh_queries(session, {query_id})
-
-
-def _refresh_queries(session: Session, query_ids: set[int]) -> None:
-    for block in blocks(sorted(query_ids)):
+def refresh_queries(session: Session, query_ids: Iterable[int]) -> None:
+    """Set the status of queries, unless withdrawn, from the newest version of each of their annotations."""
+    for block in blocks(sorted(set(query_ids))):
         statuses: dict[int, set[AnnotationStatus]] = {}
         for row in _newest(session, Annotation.query_id.in_(block)):
             statuses.setdefault(row.query_id or 0, set()).add(row.status)
@@ -142,13 +135,11 @@ def _answer(statuses: set[AnnotationStatus]) -> QueryStatus:
     return QueryStatus.SKIPPED if AnnotationStatus.SKIPPED in statuses else QueryStatus.PUSHED
 
 
-def newest_versions(session: Session, query_id: int) -> list[Annotation]:
-    """The newest version of each annotation of a query. What several annotators agreed on is nobody's annotation."""
-    return _newest(session, Annotation.query_id == query_id)
-
-
 def newest_of_images(session: Session, image_ids: Sequence[int]) -> list[Annotation]:
-    """The newest version of each annotation that people made of these images in Label Studio."""
+    """The newest version of each annotation that people made of these images in Label Studio.
+
+    What several annotators agreed on is nobody's annotation.
+    """
     found: list[Annotation] = []
     for block in blocks(image_ids):
         found += _newest(session, Annotation.image_id.in_(block), Annotation.source == AnnotationSource.LABELSTUDIO)
@@ -185,8 +176,36 @@ def mark_deleted(session: Session, labeling_project_id: int, external_task_ids: 
         row.status, row.deleted_at = AnnotationStatus.DELETED, now()
     session.flush()
     _reopen_votes(session, {row.image_id for row in gone})
-    _refresh_queries(session, {row.query_id for row in gone if row.query_id is not None})
+    refresh_queries(session, {row.query_id for row in gone if row.query_id is not None})
     return len(gone)
+
+
+def revive(session: Session, labeling_project_id: int, versions: Iterable[tuple[int, datetime]]) -> int:
+    """Annotations that were marked deleted and are there, in the very version: they are again what they were.
+
+    versions: (outside id, moment of its last change). Returns how many.
+    """
+    there = set(versions)
+    back: list[Annotation] = []
+    for block in blocks(sorted({number for number, _ in there})):
+        statement = sa.select(Annotation).where(
+            Annotation.labeling_project_id == labeling_project_id,
+            Annotation.external_annotation_id.in_(block),
+            Annotation.status == AnnotationStatus.DELETED,
+        )
+        back += [row for row in session.scalars(statement) if (row.external_annotation_id, moment_of(row)) in there]
+    for row in back:
+        row.status, row.deleted_at = _before_deletion(row), None
+    session.flush()
+    _reopen_votes(session, {row.image_id for row in back})
+    refresh_queries(session, {row.query_id for row in back if row.query_id is not None})
+    return len(back)
+
+
+def _before_deletion(row: Annotation) -> AnnotationStatus:
+    if row.mask_location is not None:
+        return AnnotationStatus.VALID
+    return AnnotationStatus.SKIPPED if row.reason is None else AnnotationStatus.QUARANTINED
 
 
 def current(
@@ -254,10 +273,22 @@ def groups_of(session: Session, split: Split) -> set[str]:
 
 
 def untrained(session: Session, *, retry_failed: bool = True) -> int:
-    """Current training annotations that no training has seen; what failed trainings saw counts as unseen, if so asked."""
+    """Current training annotations that no training has seen; what failed trainings saw counts as unseen, if so asked.
+
+    What several annotators agreed on is seen, too, where a training saw the very mask of the image in another row: votes are
+    counted again without a change in what they come to.
+    """
+    own, trained = aliased(Annotation), aliased(Annotation)
+    agreed = sa.exists().where(own.id == CURRENT.c.annotation_id, own.consensus_of.is_not(sa.null()))
+    same_mask = sa.and_(
+        trained.image_id == CURRENT.c.image_id,
+        trained.mask_sha256 == CURRENT.c.mask_sha256,
+        trained.label_set_id == CURRENT.c.label_set_id,
+    )
     seen = sa.exists().where(
-        TrainingRunAnnotation.annotation_id == CURRENT.c.annotation_id,
         TrainingRun.id == TrainingRunAnnotation.training_run_id,
+        trained.id == TrainingRunAnnotation.annotation_id,
+        sa.or_(trained.id == CURRENT.c.annotation_id, sa.and_(same_mask, agreed)),
     )
     if retry_failed:
         seen = seen.where(TrainingRun.status != TrainingStatus.FAILED)

@@ -6,7 +6,7 @@ newest vote, so the view `current_annotations` takes it by itself. `db.truth` en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from activeseg.db import truth
 from activeseg.db.images import blocks
-from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus
+from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject
 from activeseg.db.models.columns import now
 
 Rule = Literal["latest", "majority", "ground_truth"]
@@ -26,7 +26,9 @@ class Ballot:
     """The votes on one image.
 
     masks: every mask people submitted that still stands, oldest first. votes: of these the newest of each annotator,
-    drawn for the classes of the newest. outcomes: rows that count as what they agreed on; more than one is too many.
+    drawn for the classes of the newest; whoever worked in two projects of a server has one vote. A server is known by its
+    address, for no row says which one it is: one rebuilt there counts as the same, one that moved as another.
+    outcomes: rows that count as what they agreed on; more than one is too many.
     """
 
     image_id: int
@@ -52,19 +54,15 @@ class Ballot:
 
 def contested(session: Session) -> list[int]:
     """Ids of images that several annotations were submitted for, or that have an outcome, ascending."""
-    statement = (
-        sa.select(Annotation.image_id)
-        .where(Annotation.source == AnnotationSource.LABELSTUDIO, Annotation.status == AnnotationStatus.VALID)
-        .group_by(Annotation.image_id)
-        .having(
-            sa.or_(
-                sa.func.count(Annotation.external_annotation_id.distinct()) > 1,
-                sa.func.count(Annotation.id) > sa.func.count(Annotation.external_annotation_id),
-            )
-        )
-        .order_by(Annotation.image_id)
+    # Two projects may count their annotations alike.
+    number = (Annotation.image_id, Annotation.labeling_project_id, Annotation.external_annotation_id)
+    valid = sa.select(*number).where(
+        Annotation.source == AnnotationSource.LABELSTUDIO, Annotation.status == AnnotationStatus.VALID
     )
-    return list(session.scalars(statement))
+    drawn = valid.where(Annotation.consensus_of.is_(sa.null())).distinct().subquery()
+    several = sa.select(drawn.c.image_id).group_by(drawn.c.image_id).having(sa.func.count() > 1)
+    agreed = valid.where(Annotation.consensus_of.is_not(sa.null())).subquery()
+    return sorted(session.scalars(several.union(sa.select(agreed.c.image_id))))
 
 
 def ballots(session: Session, image_ids: Sequence[int]) -> list[Ballot]:
@@ -82,15 +80,16 @@ def ballots(session: Session, image_ids: Sequence[int]) -> list[Ballot]:
         )
         for row in session.scalars(statement.order_by(Annotation.id)):
             outcomes.setdefault(row.image_id, []).append(row)
-    return [_ballot(number, masks.get(number, []), outcomes.get(number, [])) for number in image_ids]
+    servers = {row.id: row.server_url for row in session.scalars(sa.select(LabelingProject))}
+    return [_ballot(number, masks.get(number, []), outcomes.get(number, []), servers) for number in image_ids]
 
 
-def _ballot(image_id: int, masks: list[Annotation], outcomes: list[Annotation]) -> Ballot:
+def _ballot(image_id: int, masks: list[Annotation], outcomes: list[Annotation], servers: Mapping[int, str]) -> Ballot:
     masks = sorted(masks, key=lambda row: (truth.moment_of(row), row.id))
     newest: dict[object, Annotation] = {}
     for row in masks:
         # Of two annotations without a name nobody knows that they are one person's.
-        person = -row.id if row.annotator is None else (row.labeling_project_id, row.annotator)
+        person = -row.id if row.annotator is None else (servers.get(row.labeling_project_id or 0), row.annotator)
         if row.label_set_id == masks[-1].label_set_id:
             newest[person] = row
     votes = sorted(newest.values(), key=lambda row: (truth.moment_of(row), row.id))

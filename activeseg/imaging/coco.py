@@ -104,7 +104,7 @@ def draw_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
     """
     mask = np.zeros(size, np.bool_)
     for polygon in polygons:
-        mask |= _draw(_points(polygon, size), size)
+        _draw(mask, _points(polygon, size))
     return mask
 
 
@@ -127,19 +127,27 @@ def _points(polygon: Sequence[float], size: tuple[int, int]) -> npt.NDArray[np.f
     return points
 
 
-def _draw(points: npt.NDArray[np.float64], size: tuple[int, int]) -> BoolMask:
-    """rleFrPoly: where the outline crosses the middle of a column, what lies below it changes sides."""
-    height, width = size
+def _draw(mask: BoolMask, points: npt.NDArray[np.float64]) -> None:
+    """rleFrPoly: where the outline crosses the middle of a column, what lies below it changes sides.
+
+    An outline is closed and crosses each column an even number of times, so that nothing changes outside of its box.
+    """
+    height, width = mask.shape
     x, y = _outline(np.trunc(_SCALE * points + 0.5).astype(np.int64))
     before, after = slice(None, -1), slice(1, None)
     step = x[after] != x[before]
     column = (np.minimum(x[after], x[before])[step] + 0.5) / _SCALE - 0.5
     row = np.ceil(np.clip((np.minimum(y[after], y[before])[step] + 0.5) / _SCALE - 0.5, 0, height))
     counts = (np.floor(column) == column) & (column >= 0) & (column <= width - 1)
-    place = (column[counts] * height + row[counts]).astype(np.int64)
-    turns = np.bincount(place, minlength=height * width + 1)[: height * width] & 1
-    inside: BoolMask = (np.bitwise_xor.accumulate(turns.astype(np.uint8)) == 1).reshape(width, height).T
-    return inside
+    columns, rows = column[counts].astype(np.int64), row[counts].astype(np.int64)
+    if not columns.size:
+        return
+    left, top = int(columns.min()), int(rows.min())
+    wide, high = int(columns.max()) - left + 1, int(rows.max()) - top
+    place = (columns - left) * high + rows - top
+    turns = np.bincount(place, minlength=high * wide + 1)[: high * wide] & 1
+    inside = np.bitwise_xor.accumulate(turns.astype(np.uint8)) == 1
+    mask[top : top + high, left : left + wide] |= inside.reshape(wide, high).T
 
 
 def _outline(corners: _Ints) -> tuple[_Ints, _Ints]:

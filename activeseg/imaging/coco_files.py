@@ -14,9 +14,18 @@ from typing import Any, TextIO
 import numpy as np
 
 from activeseg.core.labels import LabelSet, Mask
-from activeseg.core.masks import split_regions
+from activeseg.core.masks import compose_regions, split_regions, unite_regions
 from activeseg.errors import DataError, MaskError
 from activeseg.imaging.coco import BoolMask, decode_counts, draw_polygons, encode_rle
+from activeseg.storage.manifest import is_unicode
+
+ANNOTATED = "activeseg_annotated"
+"""True at an image without annotations says that somebody looked at it. The format itself cannot tell that from an image that
+nobody has annotated yet."""
+
+MAX_ANNOTATIONS = 2_000
+MAX_POLYGONS = 20_000
+"""More than these of one image are refused: each costs a walk over its pixels or its outline."""
 
 _SUPPORTED = "expected polygons [[x1, y1, ...], ...] or run lengths {'size': [height, width], 'counts': list or text}"
 
@@ -38,10 +47,13 @@ class CocoWriter:
         height, width = mask.shape[-2:]
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": name, "height": height, "width": width})
+        before = self.count
         for index, region in split_regions(mask, range(len(self.label_set.names))):
             self.stream.write(",\n" if self.count else "\n")
             self.count += 1
             self.stream.write(_dumps(_annotation(self.count, number, index + 1, region)))
+        if self.count == before:
+            self.images[-1][ANNOTATED] = True
 
     def close(self) -> None:
         """Write what stands around the annotations."""
@@ -65,6 +77,12 @@ class CocoImage:
     width: Any
     height: Any
     annotations: list[Any] = field(default_factory=list)
+    marked: bool = False
+
+    @property
+    def annotated(self) -> bool:
+        """Whether somebody is known to have annotated it: it has annotations, or our own exporter's mark."""
+        return self.marked or bool(self.annotations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,45 +103,43 @@ class CocoFile:
         if image is None:
             raise MaskError(f"image {name} is not in the COCO file")
         if (image.height, image.width) != size:
-            said = f"{str(image.width)[:20]}x{str(image.height)[:20]}"
+            said = f"{image.width!r:.20}x{image.height!r:.20}"
             raise MaskError(f"the COCO file says that it is {said}, it is {size[1]}x{size[0]} when it stands upright")
-        mask = np.zeros((len(label_set.names), *size), np.bool_) if label_set.overlap else np.full(size, fill, np.uint8)
-        for annotation in image.annotations:
-            index = self._class_of(annotation, label_set)
-            region = _region(annotation.get("segmentation"), size)
-            if label_set.overlap:
-                mask[index] |= region
-            else:
-                mask[region] = index
-        return mask
+        _check_number(image.annotations)
+        regions = ((self._class_of(item, label_set), _region(item.get("segmentation"), size)) for item in image.annotations)
+        if label_set.overlap:
+            return unite_regions(size, regions, planes=len(label_set.names))
+        return compose_regions(size, regions, fill=fill)
 
     def _class_of(self, annotation: Any, label_set: LabelSet) -> int:
         identity = annotation.get("category_id")
-        name = self.categories.get(identity) if isinstance(identity, int) else None
+        name = self.categories.get(identity) if type(identity) is int else None
         if name is None:
-            raise MaskError(f"category {str(identity)[:40]} is not in the categories of the COCO file")
+            raise MaskError(f"category {identity!r:.40} is not in the categories of the COCO file")
         if name not in label_set.names:
             raise MaskError(f"category {name[:60]!r} is no class; the class list has: {', '.join(label_set.names)}")
         return label_set.names.index(name)
 
 
 def parse_coco(document: Any) -> CocoFile:
-    """A COCO file from its JSON. Raises DataError where it is none; what is wrong with one image is in its problems."""
+    """A COCO file from its JSON.
+
+    What is wrong with one image is in its problems. Raises DataError where it is none, and where it is not clear which image an
+    annotation belongs to or which class a category is: any image might lack something then.
+    """
     parts = [document.get(name) if isinstance(document, dict) else None for name in ("images", "annotations", "categories")]
     if not all(isinstance(part, list) for part in parts):
         raise DataError("expected a COCO file: an object with lists of images, annotations and categories")
     problems: dict[str, str] = {}
-    images = _images(parts[0] or [], problems)
-    lost = 0
-    for annotation in parts[1] or []:
+    listed = parts[0] or []
+    images = _images(listed, problems)
+    ids = {item["id"] for item in listed if isinstance(item, dict) and type(item.get("id")) is int}
+    for number, annotation in enumerate(parts[1] or []):
         identity = annotation.get("image_id") if isinstance(annotation, dict) else None
-        image = images.get(identity) if isinstance(identity, int) else None
-        if image is None:
-            lost += 1
-        else:
-            image.annotations.append(annotation)
-    if lost:
-        problems["annotations"] = f"{lost} of them belong to no listed image"
+        if type(identity) is not int or identity not in ids:
+            raise DataError(f"annotation {number + 1} belongs to no listed image: its image_id is {identity!r:.40}")
+        if identity in images:
+            images[identity].annotations.append(annotation)
     return CocoFile({image.name: image for image in images.values()}, _categories(parts[2] or []), problems)
 
 
@@ -137,27 +153,44 @@ def _images(items: Sequence[Any], problems: dict[str, str]) -> dict[int, CocoIma
         if names[item["file_name"]] > 1 or ids[item["id"]] > 1:
             problems[item["file_name"]] = "its file name or its id is listed more than once"
         else:
-            found[item["id"]] = CocoImage(item["file_name"], item.get("width"), item.get("height"))
+            marked = item.get(ANNOTATED) is True
+            found[item["id"]] = CocoImage(item["file_name"], item.get("width"), item.get("height"), marked=marked)
     return found
 
 
 def _is_listed(item: Any, name: str) -> bool:
-    """Whether it is an object with a whole number as id and some text as name."""
-    return isinstance(item, dict) and type(item.get("id")) is int and isinstance(item.get(name), str) and bool(item[name])
+    """Whether it is an object with a whole number as id and some text as name, which can be written."""
+    if not (isinstance(item, dict) and type(item.get("id")) is int and isinstance(item.get(name), str)):
+        return False
+    return bool(item[name]) and is_unicode(item[name])
 
 
 def _categories(items: Sequence[Any]) -> dict[int, str]:
-    return {item["id"]: item["name"] for item in items if _is_listed(item, "name")}
+    found: dict[int, str] = {}
+    for item in items:
+        if _is_listed(item, "name") and found.setdefault(item["id"], item["name"]) != item["name"]:
+            said = f"{found[item['id']][:40]!r} and {item['name'][:40]!r}"
+            raise DataError(f"category {item['id']} is listed with two names: {said}")
+    return found
+
+
+def _check_number(annotations: Sequence[Any]) -> None:
+    if len(annotations) > MAX_ANNOTATIONS:
+        raise MaskError(f"it has {len(annotations)} annotations, more than the {MAX_ANNOTATIONS} that are read: merge some")
+    segmentations = [item.get("segmentation") for item in annotations]
+    polygons = sum(len(segmentation) for segmentation in segmentations if isinstance(segmentation, list))
+    if polygons > MAX_POLYGONS:
+        raise MaskError(f"it has {polygons} polygons, more than the {MAX_POLYGONS} that are read: give run lengths")
 
 
 def _region(segmentation: Any, size: tuple[int, int]) -> BoolMask:
     if isinstance(segmentation, list) and segmentation:
         return draw_polygons(segmentation, size)
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
-        raise MaskError(f"segmentation: {_SUPPORTED}; got {str(segmentation)[:60]}")
+        raise MaskError(f"segmentation: {_SUPPORTED}; got {segmentation!r:.60}")
     if segmentation.get("size") != list(size):
-        said = str(segmentation.get("size"))[:40]
-        raise MaskError(f"segmentation: its size [height, width] is {said}, that of its image {list(size)}")
+        said = segmentation.get("size")
+        raise MaskError(f"segmentation: its size [height, width] is {said!r:.40}, that of its image {list(size)}")
     return decode_counts(segmentation["counts"], size)
 
 

@@ -16,7 +16,7 @@ import httpx
 
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelStudioError
-from activeseg.labelstudio.http import Http, TokenKind, json_bytes
+from activeseg.labelstudio.http import Http, Params, TokenKind, json_bytes
 from activeseg.labelstudio.labeling import EntropyMap, MaskKind
 from activeseg.labelstudio.projects import Project, Projects
 
@@ -95,7 +95,9 @@ class LabelStudioClient:
     def version(self) -> str:
         """Version of the server, e.g. '1.23.2'. Checks the token too."""
         self._http.get("/api/current-user/whoami")
-        return str(self._http.get("/api/version")["release"])
+        answer = self._http.get("/api/version")
+        with self._http.expecting("GET /api/version"):
+            return str(answer["release"])
 
     # Projects
 
@@ -127,21 +129,30 @@ class LabelStudioClient:
         """Make this version's predictions the ones annotators see."""
         self._http.repeatable("PATCH", f"/api/projects/{project_id}/", body={"model_version": version})
 
+    def model_version(self, project_id: int) -> str:
+        """Whose predictions annotators see; '' where that was never said."""
+        return str(self._http.get(f"/api/projects/{project_id}/").get("model_version") or "")
+
     def ensure_tab(self, project_id: int, title: str, ordering: Sequence[str]) -> int:
         """Number of the project's tab of this title, made if missing and reordered if need be.
 
         ordering: columns such as 'tasks:data.order'; a leading '-' is descending. `data` columns compare as text.
         """
-        wanted = list(ordering)
-        for tab in self._http.get("/api/dm/views/", {"project": project_id}):
-            if tab["data"].get("title") == title:
-                if tab["data"].get("ordering") != wanted:
-                    data = tab["data"] | {"ordering": wanted}
-                    self._http.repeatable("PATCH", f"/api/dm/views/{tab['id']}/", body={"project": project_id, "data": data})
-                return int(tab["id"])
+        wanted, path = list(ordering), "/api/dm/views/"
+        tabs = self._http.get(path, {"project": project_id})
+        with self._http.expecting(f"GET {path}"):
+            known = {str(tab["data"].get("title")): (int(tab["id"]), dict(tab["data"])) for tab in reversed(tabs)}
+        if title in known:
+            number, data = known[title]
+            if data.get("ordering") != wanted:
+                body = {"project": project_id, "data": data | {"ordering": wanted}}
+                self._http.repeatable("PATCH", f"{path}{number}/", body=body)
+            return number
         data = {"title": title, "type": "list", "target": "tasks", "ordering": wanted, "columnsDisplayType": {}}
         data |= {"hiddenColumns": {"explore": ["tasks:predictions_score"], "labeling": ["tasks:predictions_score"]}}
-        return int(self._http.create("/api/dm/views/", {"project": project_id, "data": data})["id"])
+        made = self._http.create(path, {"project": project_id, "data": data})
+        with self._http.expecting(f"POST {path}"):
+            return int(made["id"])
 
     # Tasks
 
@@ -153,12 +164,14 @@ class LabelStudioClient:
         urls = []
         for block in _blocks(files, _UPLOAD_BLOCK):
             made = self._http.upload(f"/api/projects/{project_id}/import", block, {"commit_to_project": "false"})
-            numbers = made["file_upload_ids"]
+            with self._http.expecting("an upload"):
+                numbers = [int(number) for number in made["file_upload_ids"]]
             if len(numbers) != len(block):
                 raise LabelStudioError(f"Label Studio stored {len(numbers)} of {len(block)} uploaded files")
             stored = self._http.get(f"/api/projects/{project_id}/file-uploads", {"ids": json.dumps(numbers)})
-            names = {upload["id"]: upload["file"] for upload in stored}
-            urls += ["/data/" + names[number] for number in numbers]
+            with self._http.expecting("GET file-uploads"):
+                names = {upload["id"]: upload["file"] for upload in stored}
+                urls += ["/data/" + names[number] for number in numbers]
         return urls
 
     def import_tasks(
@@ -175,7 +188,10 @@ class LabelStudioClient:
         path = f"/api/projects/{project_id}/import"
         body = b"[" + b",".join(task if isinstance(task, bytes) else json_bytes(task) for task in tasks) + b"]"
         made = self._http.create(path, body, {"return_task_ids": "true"})
-        numbers = [int(number) for number in made.get("task_ids", ())]
+        try:
+            numbers = [int(number) for number in made.get("task_ids", ())]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise self._http.doubt(path, "an answer of an unexpected shape") from error
         if len(numbers) != len(tasks):
             raise self._http.doubt(path, f"{len(numbers)} task ids for {len(tasks)} tasks")
         if predictions is not None and (kept := made.get("prediction_count")) != predictions:
@@ -217,7 +233,7 @@ class LabelStudioClient:
     def task_data(self, project_id: int, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """The data of tasks by number; numbers that are gone are absent."""
         rules = (_rule("id", "in_list", "List", list(block)) for block in _blocks(ids, _ID_BLOCK))
-        return {task["id"]: dict(task["data"]) for rule in rules for task in self._all(project_id, "id,data", [rule])}
+        return {task["id"]: _data(task) for rule in rules for task in self._all(project_id, "id,data", [rule])}
 
     def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
         """Give a task these data in place of all it has; its predictions stay. Moves its stamp (`changed_tasks`)."""
@@ -232,7 +248,8 @@ class LabelStudioClient:
         while True:
             rules = [] if since is None else [_rule("updated_at", "greater", "Datetime", _iso(since))]
             tasks, total = self._page(project_id, "id,updated_at", rules, "tasks:updated_at")
-            page = [TaskStamp(task["id"], datetime.fromisoformat(task["updated_at"]).astimezone(UTC)) for task in tasks]
+            with self._http.expecting("GET /api/tasks/"):
+                page = [TaskStamp(task["id"], datetime.fromisoformat(task["updated_at"]).astimezone(UTC)) for task in tasks]
             fresh = [stamp for stamp in page if seen.get(stamp.id) != stamp]
             seen |= {stamp.id: stamp for stamp in fresh}
             if len(page) >= total:
@@ -248,12 +265,21 @@ class LabelStudioClient:
         """Tasks with their annotations as Label Studio exports them; those without any annotation are left out."""
         tasks: list[dict[str, Any]] = []
         for block in _blocks(ids, _EXPORT_BLOCK):
-            tasks += self._http.get(f"/api/projects/{project_id}/export", {"exportType": "JSON", "ids[]": list(block)})
+            path = f"/api/projects/{project_id}/export"
+            answer = self._http.get(path, {"exportType": "JSON", "ids[]": list(block)})
+            if not isinstance(answer, list):
+                raise LabelStudioError(f"{self.url} answered GET {path} with something else than a list of tasks")
+            tasks += answer
         return tasks
 
     def delete_tasks(self, project_id: int, ids: Sequence[int]) -> None:
-        """Delete tasks of this project with everything on them; numbers that are gone already do not matter."""
-        self._action("delete_tasks", project_id, ids)
+        """Delete tasks of this project with everything on them; numbers that are gone already do not matter.
+
+        Sent once. Raises LabelStudioDoubt where the answer is lost: somebody may have started a task since it was found to be
+        untouched, so ask again before the next attempt.
+        """
+        if ids:  # Label Studio would take an empty selection for the whole project
+            self._http.create("/api/dm/actions", _selected(ids), {"id": "delete_tasks", "project": project_id})
 
     def replace_predictions(self, project_id: int, model_version: str, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Give tasks new predictions in place of all they have, and make their version the shown one.
@@ -261,21 +287,20 @@ class LabelStudioClient:
         predictions: from `tasks.prediction_payload` with a task_id. Safe to call again after a failure. Raises
         LabelStudioError where the server silently dropped some (it does not say which or why).
         """
-        self._action("delete_tasks_predictions", project_id, [prediction["task"] for prediction in predictions])
-        path = f"/api/projects/{project_id}/import/predictions"
-        created = self._http.create(path, list(predictions))["created"] if predictions else 0
+        path, created = f"/api/projects/{project_id}/import/predictions", 0
+        if predictions:  # Label Studio would take an empty selection for the whole project
+            action: Params = {"id": "delete_tasks_predictions", "project": project_id}
+            selected = _selected([prediction["task"] for prediction in predictions])
+            self._http.repeatable("POST", "/api/dm/actions", params=action, body=selected)
+            answer = self._http.create(path, list(predictions))
+            with self._http.expecting(f"POST {path}"):
+                created = answer["created"]
         if created != len(predictions):
             raise LabelStudioError(
                 f"Label Studio kept {created} of {len(predictions)} predictions for project {project_id}: "
                 "their labels, score or task do not fit the project"
             )
         self.set_model_version(project_id, model_version)
-
-    def _action(self, name: str, project_id: int, ids: Sequence[int]) -> None:
-        if not ids:  # Label Studio would take an empty selection for the whole project
-            return
-        selected = {"selectedItems": {"all": False, "included": list(ids)}}
-        self._http.repeatable("POST", "/api/dm/actions", params={"id": name, "project": project_id}, body=selected)
 
     def _all(self, project_id: int, include: str, rules: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Tasks by number, whatever page size the server allows: an empty page is the end."""
@@ -292,7 +317,10 @@ class LabelStudioClient:
     def _page(
         self, project_id: int, include: str, rules: Sequence[Mapping[str, Any]], ordering: str, *, size: int = _PAGE
     ) -> tuple[list[dict[str, Any]], int]:
-        """The first tasks that fit the rules, and how many there are in all: a server may allow smaller pages than asked."""
+        """The first tasks that fit the rules, and how many there are in all: a server may allow smaller pages than asked.
+
+        Raises LabelStudioError for an answer that counts tasks and shows none: taken for the end, it would lose them.
+        """
         query = {"filters": {"conjunction": "and", "items": list(rules)}, "ordering": [ordering]}
         params: dict[str, str | int] = {
             "project": project_id,
@@ -302,13 +330,29 @@ class LabelStudioClient:
             "query": json.dumps(query),
         }
         answer = self._http.get("/api/tasks/", params)
-        tasks = list(answer["tasks"])
-        return tasks, int(answer.get("total", 0)) if tasks else 0
+        with self._http.expecting("GET /api/tasks/"):
+            tasks, total = [dict(task) | {"id": int(task["id"])} for task in answer["tasks"]], int(answer.get("total", 0))
+        if total and not tasks:
+            raise LabelStudioError(
+                f"{self.url} counts {total} tasks in project {project_id} and shows none of them: run it again; if it stays "
+                "so, look whether the project opens in Label Studio"
+            )
+        return tasks, total
 
 
 def _keyed(task: Mapping[str, Any]) -> KeyedTask:
-    data = task["data"] if isinstance(task["data"], Mapping) else {}
+    data = _data(task)
     return KeyedTask(int(task["id"]), str(data.get("key") or ""), str(data.get("sha256") or ""))
+
+
+def _data(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's data; what somebody imported by hand may be anything."""
+    data = task.get("data")
+    return dict(data) if isinstance(data, Mapping) else {}
+
+
+def _selected(ids: Sequence[int]) -> dict[str, Any]:
+    return {"selectedItems": {"all": False, "included": list(ids)}}
 
 
 def _blocks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -26,6 +26,9 @@ from activeseg.workspace import Workspace
 TEST_KEY = "activeseg-connection-test"
 """`data.key` of the task that `activeseg ls connect` sends and removes: never one of ours, nor a stranger's."""
 
+Undo = tuple[str, Callable[[], object]]
+"""Something made on the server, and what takes it away."""
+
 _HEIGHT, _WIDTH = 23, 37  # odd, and no multiple of anything: a wrong stride or a transposed mask shows
 _VERSION = "activeseg-connection-test"
 _ORDER = 999_999  # behind every other task
@@ -58,31 +61,49 @@ def check_connection(workspace: Workspace, client: LabelStudioClient) -> Iterato
         yield Check("token" if isinstance(error, LabelStudioUnauthorized) else trying, False, str(error))
         return
     yield Check("project", True, f"{project.external_project_id} {project.title!r} has these {_classes(workspace.label_set)}")
-    number, url, files = project.external_project_id, None, list[int]()
+    undo: list[Undo] = []
     try:
-        try:
-            url = _upload(client, number, files)
-            yield Check("image", True, "an uploaded image comes back byte for byte")
-        except LabelStudioError as error:
-            yield Check("image", False, str(error))
-        for name, check in _further(workspace, client, project, url):
-            yield _checked(name, check)
+        yield from _tried(workspace, client, project, undo)
     finally:
-        if files:
-            client.http.repeatable("DELETE", f"/api/projects/{number}/file-uploads", body={"file_upload_ids": files})
+        # Whatever ended it, also a caller that asks for no further check; nothing is raised here that would hide it.
+        left = _clean_up(client, undo)
+    if left is not None:
+        yield left
 
 
-def _further(
-    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, url: str | None
-) -> Iterator[tuple[str, Callable[[], str]]]:
-    """What is tried in a project that fits."""
-    section = workspace.settings.labelstudio
+def _tried(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, undo: list[Undo]) -> Iterator[Check]:
+    """What is tried in a project that fits; what it leaves there goes to `undo`."""
+    section, url = workspace.settings.labelstudio, None
+    try:
+        url = _upload(client, project.external_project_id, undo)
+        yield Check("image", True, "an uploaded image comes back byte for byte")
+    except LabelStudioError as error:
+        yield Check("image", False, str(error))
     if url is not None:
-        yield "mask", lambda: _round_trip(workspace, client, project, url)
+        yield _checked(client, "mask", lambda: _round_trip(workspace, client, project, url, undo))
     if section.images != "upload":
-        yield "images", lambda: _delivery(workspace, client, project)
+        yield _checked(client, "images", lambda: _delivery(workspace, client, project))
     if section.webhook_url is not None:
-        yield "webhook", lambda: _webhook(workspace, client, project)
+        yield _checked(client, "webhook", lambda: _webhook(workspace, client, project))
+
+
+def _clean_up(client: LabelStudioClient, undo: Sequence[Undo]) -> Check | None:
+    """Take away what was made, last things first; what could not be is told, None where nothing is left."""
+    left: list[str] = []
+    for name, remove in reversed(undo):
+        try:
+            with client.http.expecting(f"the removal of {name}"):
+                remove()
+        except ActivesegError as error:
+            left.append(f"{name}: {error}")
+    if not left:
+        return None
+    return Check(
+        "clean-up",
+        False,
+        f"not everything could be taken away again ({'; '.join(left)}): run it again; if it stays so, remove the task with the "
+        f"key {TEST_KEY} in Label Studio",
+    )
 
 
 def remove_test_tasks(client: LabelStudioClient, project_id: int) -> int:
@@ -101,9 +122,10 @@ def sample_mask(label_set: LabelSet) -> Mask:
     return np.where(values == count, UNLABELED, values).astype(np.uint8).reshape(_HEIGHT, _WIDTH)
 
 
-def _checked(name: str, check: Callable[[], str]) -> Check:
+def _checked(client: LabelStudioClient, name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name, True, check())
+        with client.http.expecting(f"the check {name!r}"):
+            return Check(name, True, check())
     except ActivesegError as error:
         return Check(name, False, str(error))
 
@@ -128,9 +150,10 @@ def _classes(label_set: LabelSet) -> str:
 def _difference(workspace: Workspace, client: LabelStudioClient) -> str:
     """Which classes differ: with many of them, two long lists do not show it."""
     title = workspace.settings.labelstudio.project
-    found = client.http.get("/api/projects/", {"title": title, "page_size": 100})["results"]
-    same = [item for item in found if item["title"] == title]
-    theirs = config_labels(min(same, key=lambda item: int(item["id"]))["label_config"]) if same else []
+    found = client.http.get("/api/projects/", {"title": title, "page_size": 100})
+    with client.http.expecting("GET /api/projects/"):
+        same = [item for item in found["results"] if item["title"] == title]
+        theirs = config_labels(min(same, key=lambda item: int(item["id"]))["label_config"]) if same else []
     ours = list(workspace.label_set.names)
     missing, only = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
     told = (("missing there", missing), ("only there", only))
@@ -140,15 +163,20 @@ def _difference(workspace: Workspace, client: LabelStudioClient) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _upload(client: LabelStudioClient, project_id: int, stored: list[int]) -> str:
-    """Address of a small picture that came back as it was sent; its number on the server goes to `stored`."""
+def _upload(client: LabelStudioClient, project_id: int, undo: list[Undo]) -> str:
+    """Address of a small picture that came back as it was sent; how to remove it goes to `undo`."""
     rows, columns = np.mgrid[:_HEIGHT, :_WIDTH]
     picture = encode_png(np.dstack([rows * 11 % 256, columns * 7 % 256, (rows + columns) % 256]).astype(np.uint8))
     files = [("activeseg-connection-test.png", picture)]
-    made = client.http.upload(f"/api/projects/{project_id}/import", files, {"commit_to_project": "false"})["file_upload_ids"]
-    stored += made
-    found = client.http.get(f"/api/projects/{project_id}/file-uploads", {"ids": json.dumps(made)})
-    url = "/data/" + str(found[0]["file"])
+    path = f"/api/projects/{project_id}"
+    made = client.http.upload(f"{path}/import", files, {"commit_to_project": "false"})
+    with client.http.expecting("an upload"):
+        numbers = list(made["file_upload_ids"])
+    body = {"file_upload_ids": numbers}
+    undo.append(("the uploaded image", lambda: client.http.repeatable("DELETE", f"{path}/file-uploads", body=body)))
+    found = client.http.get(f"{path}/file-uploads", {"ids": json.dumps(numbers)})
+    with client.http.expecting("GET file-uploads"):
+        url = "/data/" + str(found[0]["file"])
     if (came := client.http.download(url, max_bytes=1_000_000)) != picture:
         raise LabelStudioError(
             f"Label Studio gave back {len(came)} bytes for an uploaded image of {len(picture)}: does a proxy before it change "
@@ -157,26 +185,29 @@ def _upload(client: LabelStudioClient, project_id: int, stored: list[int]) -> st
     return url
 
 
-def _round_trip(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, url: str) -> str:
-    """Send a task with every class, submit its mask as the page would, read it back, and remove the task."""
+def _round_trip(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, url: str, undo: list[Undo]) -> str:
+    """Send a task with every class, submit its mask as the page would, and read it back; `undo` removes the task."""
     number, shown = project.external_project_id, client.http.get(f"/api/projects/{project.external_project_id}/")
+    version = str(shown.get("model_version") or "")
     mask, kind = sample_mask(workspace.label_set), _kind(project)
     result = mask_to_result(mask, workspace.label_set, kind=kind)
     remove_test_tasks(client, number)
-    try:
-        (task,) = client.import_tasks(number, [_payload(url, result)], predictions=1)
-        drawn = [region | {"origin": "prediction"} for region in _predicted(client, number, task)]
-        _same(workspace.label_set, mask, drawn, "as a prediction")
-        client.http.create(f"/api/tasks/{task}/annotations/", {"result": drawn, "lead_time": 0.0}, {"project": number})
-        exported = client.export_tasks(number, [task])
-        submitted = exported[0]["annotations"] if exported else []
-        _same(workspace.label_set, mask, submitted[0]["result"] if submitted else [], "as an annotation")
-    finally:
-        remove_test_tasks(client, number)
-        _show_again(client, number, str(shown.get("model_version") or ""))
-    if client.find_tasks(number, [TEST_KEY]):
-        raise LabelStudioError("the test task could not be removed: may the token's user delete tasks in this project?")
+    undo.append(("the model version shown before", lambda: _show_again(client, number, version)))
+    undo.append(("the test task", lambda: _leave_no_test_task(client, number)))
+    (task,) = client.import_tasks(number, [_payload(url, result)], predictions=1)
+    drawn = [region | {"origin": "prediction"} for region in _predicted(client, number, task)]
+    _same(workspace.label_set, mask, drawn, "as a prediction")
+    client.http.create(f"/api/tasks/{task}/annotations/", {"result": drawn, "lead_time": 0.0}, {"project": number})
+    exported = client.export_tasks(number, [task])
+    submitted = exported[0]["annotations"] if exported else []
+    _same(workspace.label_set, mask, submitted[0]["result"] if submitted else [], "as an annotation")
     return f"a mask of all {len(workspace.label_set.names)} classes came back pixel by pixel as {kind} masks"
+
+
+def _leave_no_test_task(client: LabelStudioClient, project_id: int) -> None:
+    remove_test_tasks(client, project_id)
+    if client.find_tasks(project_id, [TEST_KEY]):
+        raise LabelStudioError("the test task could not be removed: may the token's user delete tasks in this project?")
 
 
 def _payload(url: str, result: Sequence[Any]) -> dict[str, Any]:

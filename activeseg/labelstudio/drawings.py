@@ -8,11 +8,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from activeseg.core.labels import UNLABELED, Mask
+from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.core.masks import changed_share
 from activeseg.core.scaling import restore_mask, shrink_mask
 from activeseg.db.labeling import KnownTask
 from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject
+from activeseg.db.planned import size_shown
 from activeseg.errors import AnnotationError, ConfigError, DataError
 from activeseg.labelstudio.regions import AnnotatedMask, result_to_mask
 from activeseg.labelstudio.submissions import Submission, clean
@@ -38,6 +39,14 @@ def uncovered_value(workspace: Workspace) -> int:
     return label_set.names.index(name)
 
 
+def fill_for(workspace: Workspace, label_set: LabelSet) -> int:
+    """`uncovered_value` in the numbering of a project's classes: UNLABELED where they lack the class, or may overlap."""
+    name = workspace.settings.labelstudio.uncovered
+    if name == IGNORE or name not in label_set.names or label_set.overlap:
+        return UNLABELED
+    return label_set.names.index(name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Prediction:
     """The mask a task was shown with: as people saw it, at the image's own size, and where it is stored."""
@@ -50,10 +59,15 @@ class _Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How the submissions of one project are read. fill: from `uncovered_value`."""
+    """How the submissions of one project are read.
+
+    label_set: the classes the project was made for; masks are decoded and stored in their numbering, whatever [labels] says
+    today. fill: from `fill_for`.
+    """
 
     workspace: Workspace
     project: LabelingProject
+    label_set: LabelSet
     fill: int
 
     def rows(self, ours: KnownTask, task_number: int, submissions: Sequence[Submission]) -> list[Annotation]:
@@ -98,27 +112,28 @@ class Drawing:
         if prediction is not None and prediction.as_stored and row.changed_share == 0:
             row.mask_location, row.mask_sha256 = prediction.location, PurePosixPath(prediction.location).stem
         else:
-            stored = self.workspace.store_mask(_at_own_size(ours, drawn.mask, prediction))
+            stored = self.workspace.store_mask(_at_own_size(ours, drawn.mask, prediction), label_set=self.label_set)
             row.mask_location, row.mask_sha256 = stored.location, stored.sha256
         row.status, row.overlap_share = AnnotationStatus.VALID, drawn.overlap_share
 
     def _decode(self, ours: KnownTask, submission: Submission) -> AnnotatedMask:
         height, width = _shown_size(ours)
         try:
-            return result_to_mask(submission.result, self.workspace.label_set, width=width, height=height, fill=self.fill)
+            return result_to_mask(submission.result, self.label_set, width=width, height=height, fill=self.fill)
         except DataError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
             # Nobody can list all that a file from outside may hold; one annotation must not stop all others.
             raise AnnotationError(f"its regions cannot be read ({type(error).__name__}: {error})") from error
 
     def _prediction(self, ours: KnownTask) -> _Prediction | None:
-        """None where none was shown, or none of today's classes."""
+        """None where none was shown, or none of the project's classes: only such are sent, so what is stored is in them."""
         location, size = ours.prediction_location, _shown_size(ours)
         if location is None:
             return None
         try:
-            full = self.workspace.read_mask(location)
+            full = self.workspace.read_mask(location, label_set=self.label_set)
+            self.label_set.check_mask(full)
             if full.shape[-2:] != (ours.height, ours.width):
                 return None
             # What no region covers means the same in the mask that was shown and in the one that comes back.
@@ -132,7 +147,7 @@ class Drawing:
 
 def _shown_size(ours: KnownTask) -> tuple[int, int]:
     """(height, width) of the picture the annotator drew on."""
-    return ours.task.shown_height or ours.height, ours.task.shown_width or ours.width
+    return size_shown(ours.task, (ours.height, ours.width))
 
 
 def _at_own_size(ours: KnownTask, drawn: Mask, prediction: _Prediction | None) -> Mask:

@@ -10,13 +10,21 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
-from activeseg.errors import LabelStudioDoubt, LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
+from activeseg.errors import (
+    ActivesegError,
+    LabelStudioDoubt,
+    LabelStudioError,
+    LabelStudioRefused,
+    LabelStudioUnauthorized,
+    LabelStudioUnreachable,
+)
 
 TokenKind = Literal["personal", "legacy"]
 Params = Mapping[str, str | int | bool | Sequence[int]]
@@ -69,40 +77,51 @@ class Http:
     def repeatable(self, method: str, path: str, *, params: Params | None = None, body: Any = None) -> Any:
         """JSON answer of a call that may be sent again without harm."""
         content = None if body is None else json_bytes(body)
+        return self._json(self._patiently(lambda: self._send(method, path, params=params, content=content)))
+
+    def _patiently(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """The answer to what may be sent again; where none is any better, the last one."""
         for delay in (*self._retry_delays, None):
             try:
-                answer = self._send(method, path, params=params, content=content)
-            except httpx.TransportError as error:
+                answer = send()
+            except httpx.RequestError as error:
                 if delay is None:
                     raise self.unreachable(error) from error
             else:
                 if delay is None or not (answer.status_code >= 500 or answer.status_code == 429):
-                    return self._json(answer)
+                    return answer
             time.sleep(delay)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def create(self, path: str, body: Any, params: Params | None = None) -> Any:
-        """JSON answer of a POST that creates something; sent once. Raises LabelStudioDoubt where it may have worked.
+        """JSON answer of a POST that must not be repeated blindly; sent once.
 
-        body: what becomes JSON, or the bytes of it.
+        body: what becomes JSON, or the bytes of it. Raises LabelStudioDoubt where it may have worked, LabelStudioUnreachable,
+        LabelStudioRefused or LabelStudioUnauthorized where it surely did not.
         """
         self._renew()
         try:
             answer = self._send("POST", path, params=params, content=body if isinstance(body, bytes) else json_bytes(body))
         except UNSENT as error:
             raise self.unreachable(error) from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self.doubt(path, type(error).__name__) from error
-        if answer.status_code >= 500:
-            raise self.doubt(path, f"HTTP {answer.status_code}")
-        return self._json(answer)
+        # 408: a gateway may have waited for the server, and not for us.
+        if answer.status_code >= 500 or answer.status_code == 408:
+            raise self.doubt(path, f"HTTP {answer.status_code}: {_detail(answer)}")
+        if not answer.is_success:
+            return self._json(answer)
+        try:
+            return self._json(answer)
+        except LabelStudioError as error:
+            raise self.doubt(path, "its answer is no JSON") from error
 
     def upload(self, path: str, files: Sequence[tuple[str, bytes]], params: Params | None = None) -> Any:
         """JSON answer of a multipart POST; sent once."""
         parts = [(f"file{number}", file) for number, file in enumerate(files)]
         try:
             return self._json(self._send("POST", path, params=params, files=parts))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self.unreachable(error) from error
 
     def download(self, path: str, *, max_bytes: int) -> bytes:
@@ -116,7 +135,7 @@ class Http:
                     data += part
                     if len(data) > max_bytes:
                         raise LabelStudioError(f"the file {path} of Label Studio has more than {max_bytes} bytes")
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self.unreachable(error) from error
         return bytes(data)
 
@@ -134,7 +153,22 @@ class Http:
             if self.token_kind == "legacy":
                 remedy = "legacy tokens are off by default: use a Personal Access Token (Account & Settings)"
             return LabelStudioUnauthorized(f"Label Studio at {self.url} refused the token (HTTP {status}: {detail}); {remedy}")
-        return LabelStudioError(f"Label Studio at {self.url} answered {where} with HTTP {status}: {detail}")
+        refused = status is not None and 400 <= status < 500
+        kind = LabelStudioRefused if refused else LabelStudioError
+        return kind(f"Label Studio at {self.url} answered {where} with HTTP {status}: {detail}")
+
+    @contextmanager
+    def expecting(self, where: str) -> Iterator[None]:
+        """What is read of an answer has another shape than a Label Studio's: LabelStudioError, and not KeyError or the like."""
+        try:
+            yield
+        except ActivesegError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise LabelStudioError(
+                f"{self.url} answered {where} with JSON of an unexpected shape ({what}): is it a Label Studio?"
+            ) from error
 
     def _send(
         self,
@@ -166,11 +200,11 @@ class Http:
         if self.token_kind == "legacy":
             return f"Token {self._token}"
         if self._access is None or time.monotonic() - self._renewed_at > _ACCESS_SECONDS:
-            try:
-                answer = self.client.request("POST", _REFRESH, json={"refresh": self._token}, auth=None)
-            except httpx.TransportError as error:
-                raise self.unreachable(error) from error
-            self._access = str(self._json(answer)["access"])
+            body = {"refresh": self._token}
+            answer = self._patiently(lambda: self.client.request("POST", _REFRESH, json=body, auth=None))
+            made = self._json(answer)
+            with self.expecting(f"POST {_REFRESH}"):
+                self._access = str(made["access"])
             self._renewed_at = time.monotonic()
         return f"Bearer {self._access}"
 
@@ -187,7 +221,7 @@ class Http:
                 f"{self.url} answered {where} with something else than JSON: is it a Label Studio?"
             ) from error
 
-    def unreachable(self, error: httpx.TransportError) -> LabelStudioUnreachable:
+    def unreachable(self, error: httpx.RequestError) -> LabelStudioUnreachable:
         """The error for no answer at all."""
         return LabelStudioUnreachable(
             f"no answer from Label Studio at {self.url} ({type(error).__name__}): is it running, and is the address right?"

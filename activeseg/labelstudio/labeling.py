@@ -20,16 +20,17 @@ _OVERLAP = "activeseg-overlap"
 _OVERLAP_HINT = "Classes may overlap: mark each one whole, also where it lies under or on another."
 # A flex row collapses to icons in Label Studio; a grid does not. An image list has a pager, useless for a single map. The
 # slider for the brush's size would cover the image's right edge. The tools come after the image was fitted to its place, and
-# would push its edge out of sight: their place is kept free. The prediction's tab would show its score. The button that
+# would push its edge out of sight: their place is kept free, and is high enough for them beside a flat image, or they would
+# lie on the labels. The prediction's tab would show its score. The button that
 # folds the map away stands above it at the right in both states, so that it does not move under the mouse.
 _STYLE = """
 .activeseg-pair { display: grid; grid-template-columns: 1fr; gap: 40px; padding-right: 36px; }
 .activeseg-pair > * { min-width: 0; }
 .activeseg-pair [class*="withPagination"] { padding-top: 0; }
 .activeseg-pair [class^="pagination"] { display: none; }
-.activeseg-pair [class*="wrapperComponent"] { padding-right: 42px; }
-.activeseg-pair .lsf-toolbar { position: absolute; right: 0; }
-.activeseg-pair .lsf-tool__controls { left: 100%; right: auto; }
+.activeseg-pair [class*="wrapperComponent"] { padding-right: 42px; min-height: 264px; }
+.activeseg-pair .lsf-toolbar { position: absolute; right: 0; top: 0; margin: 0; }
+.activeseg-pair .lsf-tool__controls { left: 100%; right: auto; top: 0; bottom: auto; transform: none; }
 .lsf-annotation-button__info span { display: none; }
 """
 _FOLDING = """

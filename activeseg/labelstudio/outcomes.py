@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from activeseg.core.consensus import agreement, majority
-from activeseg.core.labels import Mask
+from activeseg.core.labels import LabelSet, Mask
 from activeseg.db import votes
-from activeseg.db.models import Annotation
+from activeseg.db.models import LabelSetRow
 from activeseg.db.votes import Ballot
 from activeseg.errors import DataError
 from activeseg.workspace import Workspace
@@ -28,21 +28,35 @@ def find_outcomes(workspace: Workspace) -> tuple[Counter[str], dict[str, str]]:
     for start in range(0, len(contested), _GROUP):
         with workspace.database.read() as session:
             ballots = votes.ballots(session, contested[start : start + _GROUP])
+            drawn_for = {number: session.get_one(LabelSetRow, number).definition for number in _label_sets(ballots)}
+        label_sets = {number: LabelSet.from_dict(definition) for number, definition in drawn_for.items()}
         for ballot in ballots:
             if not ballot.is_settled(workspace.settings.labelstudio.consensus):
-                _settle(workspace, ballot, counts, problems)
+                _settle(workspace, ballot, label_sets, counts, problems)
     return counts, problems
 
 
-def _settle(workspace: Workspace, ballot: Ballot, counts: Counter[str], problems: dict[str, str]) -> None:
+def _label_sets(ballots: Sequence[Ballot]) -> set[int]:
+    return {vote.label_set_id for ballot in ballots for vote in ballot.votes}
+
+
+def _settle(
+    workspace: Workspace,
+    ballot: Ballot,
+    label_sets: Mapping[int, LabelSet],
+    counts: Counter[str],
+    problems: dict[str, str],
+) -> None:
     wanted = ballot.wanted(workspace.settings.labelstudio.consensus)
     found: tuple[str, str] | None = None
     shares: dict[int, float] = {}
     try:
         if len(ballot.votes) > 1:
-            masks = [_read(workspace, vote) for vote in ballot.votes]
+            label_set = label_sets[ballot.votes[0].label_set_id]
+            files = [(str(vote.mask_location), vote.mask_sha256) for vote in ballot.votes]
+            masks = [workspace.read_mask(*file, label_set=label_set) for file in files]
             shares = dict(zip([vote.id for vote in ballot.votes], agreement(masks), strict=True))
-            found = _agreed(workspace, ballot, wanted, masks)
+            found = _agreed(workspace, ballot, wanted, masks, label_set)
         elif wanted:
             found = _starred(ballot, wanted)
     except DataError as error:
@@ -60,18 +74,16 @@ def _settle(workspace: Workspace, ballot: Ballot, counts: Counter[str], problems
             counts["consensus"] += 1
 
 
-def _agreed(workspace: Workspace, ballot: Ballot, wanted: Sequence[int], masks: list[Mask]) -> tuple[str, str] | None:
+def _agreed(
+    workspace: Workspace, ballot: Ballot, wanted: Sequence[int], masks: list[Mask], label_set: LabelSet
+) -> tuple[str, str] | None:
     """Location and sha256 of the outcome; None where there is none."""
     if len(wanted) < 2:
         return _starred(ballot, wanted) if wanted else None
-    stored = workspace.store_mask(majority(masks))
+    stored = workspace.store_mask(majority(masks), label_set=label_set)
     return stored.location, stored.sha256
 
 
 def _starred(ballot: Ballot, wanted: Sequence[int]) -> tuple[str, str]:
     (mask,) = (mask for mask in ballot.masks if mask.id in wanted)
     return str(mask.mask_location), str(mask.mask_sha256)
-
-
-def _read(workspace: Workspace, vote: Annotation) -> Mask:
-    return workspace.read_mask(str(vote.mask_location), vote.mask_sha256)

@@ -119,10 +119,16 @@ class Projects:
             if creates and status >= 500:
                 raise self._http.doubt(_PATH, f"HTTP {status}") from None
             raise self._http.failed(status, " ".join(str(error.body).split())[:300], _PATH) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             if creates and not isinstance(error, UNSENT):
                 raise self._http.doubt(_PATH, type(error).__name__) from error
             raise self._http.unreachable(error) from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # what the SDK makes of another shape
+            if creates:
+                raise self._http.doubt(_PATH, "an answer of an unexpected shape") from error
+            raise LabelStudioError(
+                f"{self._http.url} answered {_PATH} in an unexpected shape ({type(error).__name__}): is it a Label Studio?"
+            ) from error
 
     def _checked(self, project: Project, label_set: LabelSet, mask_kind: MaskKind) -> Project:
         names = config_labels(project.config)

@@ -11,14 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
-from activeseg.db import labeling
+from activeseg.db import labeling, sent
 from activeseg.db.models import JournalState, LabelingProject
-from activeseg.errors import LabelStudioDoubt
+from activeseg.errors import LabelStudioDoubt, LabelStudioRefused, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.tasks import TaskBody, batches
 from activeseg.workspace import Workspace
 
 Item = TypeVar("Item")
+# What `LabelStudioClient.import_tasks` raises where the server surely did nothing: nobody has to wait for such a call.
+_UNDONE = (LabelStudioRefused, LabelStudioUnauthorized, LabelStudioUnreachable)
 
 
 def send_tasks(
@@ -27,7 +29,7 @@ def send_tasks(
     project: LabelingProject,
     tasks: Iterator[TaskBody],
     *,
-    on_sent: Callable[[int], None] = lambda sent: None,
+    on_sent: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Send tasks in their order, in requests of at most [labelstudio] batch_mb; returns how many were sent.
 
@@ -35,15 +37,15 @@ def send_tasks(
     on_sent: called after each request with the tasks sent so far. Raises LabelStudioDoubt where an answer was lost: the
     journal row says so, and no later request is sent.
     """
-    sent = 0
+    done = 0
     max_bytes = int(workspace.settings.labelstudio.batch_mb * 1e6)
     # Closed at once also when an error leaves the loop: its thread must not outlive this call.
     with closing(one_ahead(batches(tasks, max_bytes=max_bytes))) as ready:
         for batch in ready:
             _send(workspace, client, project, batch)
-            sent += len(batch)
-            on_sent(sent)
-    return sent
+            done += len(batch)
+            on_sent(done)
+    return done
 
 
 def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
@@ -69,6 +71,10 @@ def _send(workspace: Workspace, client: LabelStudioClient, project: LabelingProj
         with workspace.database.write() as session:
             labeling.journal(session, call, JournalState.DOUBT, str(doubt))
         raise
+    except _UNDONE as error:
+        with workspace.database.write() as session:
+            labeling.journal(session, call, JournalState.SETTLED, f"nothing was done: {error}")
+        raise
     with workspace.database.write() as session:
-        labeling.mark_pushed(session, project.id, dict(zip(keys, numbers, strict=True)))
+        sent.mark_pushed(session, project.id, dict(zip(keys, numbers, strict=True)))
         labeling.journal(session, call, JournalState.DONE)

@@ -60,14 +60,14 @@ def read_task(task: Any, changed: Mapping[int, datetime]) -> ExportedTask | None
         return None
     items = task.get("annotations")
     moment = changed.get(number) or max(changed.values(), default=datetime.now(UTC))
-    found = [_submission(item, moment) for item in items] if isinstance(items, list) else []
+    found = [_submission(item, number, moment) for item in items] if isinstance(items, list) else []
     complete = isinstance(items, list) and all(submission.number > 0 for submission in found)
     found.sort(key=lambda submission: submission.updated_at)
     key, sha256 = (value if isinstance(value := data.get(name), str) else "" for name in ("key", "sha256"))
     return ExportedTask(number, clean(key), clean(sha256), tuple(found), complete)
 
 
-def _submission(item: Any, fallback: datetime) -> Submission:
+def _submission(item: Any, task: int, fallback: datetime) -> Submission:
     fields: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
     number, updated_at = _whole(fields.get("id")), _moment(fields.get("updated_at"))
     skipped = fields.get("was_cancelled")
@@ -81,7 +81,7 @@ def _submission(item: Any, fallback: datetime) -> Submission:
     elif skipped is not None and not isinstance(skipped, bool):
         problem = f"expected was_cancelled to be true or false; got {_short(skipped)}"
     return Submission(
-        number=_nameless(item) if number is None else number,
+        number=_nameless(item, task) if number is None else number,
         updated_at=updated_at or fallback,
         annotator=_annotator(fields.get("completed_by")),
         lead_time=_seconds(fields.get("lead_time")),
@@ -130,10 +130,17 @@ def _annotator(completed_by: Any) -> str | None:
     return clean(str(completed_by) if isinstance(completed_by, str) or abs(completed_by) <= _LARGEST else "?", 255)
 
 
-def _nameless(item: Any) -> int:
-    """The same number whenever the same annotation without a number comes."""
-    return _NAMELESS - zlib.crc32(json.dumps(item, sort_keys=True, default=str).encode())
+def _nameless(item: Any, task: int) -> int:
+    """The same number whenever the same annotation of a task without a number comes."""
+    try:
+        text = json.dumps([task, item], sort_keys=True, default=str)
+    except RecursionError:
+        text = f"[{task}]"  # nobody can tell several such apart, and none of them can be used
+    return _NAMELESS - zlib.crc32(text.encode())
 
 
 def _short(value: Any) -> str:
-    return clean(repr(value), 60)
+    try:
+        return clean(repr(value), 60)
+    except RecursionError:
+        return f"{type(value).__name__} nested too deeply"

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from activeseg.errors import LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
+from activeseg.errors import LabelStudioDoubt, LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.hints import HOOK_PATH, SECRET_HEADER, hook_address
 from activeseg.labelstudio.http import Http
+from activeseg.labelstudio.install import SERVER_VERSION
 
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 """A skip is an annotation created, too."""
@@ -76,37 +77,59 @@ def ensure_webhook(http: Http, project_id: int, url: str, secret: SecretStr) -> 
     }
     if found is not None and found.problem(url, secret) is None and found.is_lean:
         return found
-    if (why := refusal(http, url)) is not None:
-        raise LabelStudioError(why)
-    if found is None:
-        return _webhook(http.create("/api/webhooks/", body | {"project": project_id}))
-    # The whole body: a PATCH that leaves out the actions empties them.
-    return _webhook(http.repeatable("PATCH", f"/api/webhooks/{found.id}/", body=body))
+    try:
+        if found is None:
+            return _webhook(http.create("/api/webhooks/", body | {"project": project_id}))
+        # The whole body: a PATCH that leaves out the actions empties them.
+        return _webhook(http.repeatable("PATCH", f"/api/webhooks/{found.id}/", body=body))
+    except LabelStudioError as error:
+        if (why := _refused(error, hook_address(url))) is not None:
+            raise LabelStudioError(why) from error
+        raise
+
+
+def can_be_asked(http: Http) -> bool:
+    """Whether the server can be asked if it would call an address: only of the tested version is it known to make nothing."""
+    answer = http.get("/api/version")
+    return isinstance(answer, Mapping) and answer.get("release") == SERVER_VERSION
 
 
 def refusal(http: Http, url: str) -> str | None:
-    """Why the server would not call this address, with the remedy; None where it would try.
+    """Why the server would not call this address, with the remedy; None where it would try, or cannot be asked.
 
-    Nothing is made: what is sent is no valid hook, for it names no project and an action that does not exist.
+    Nothing is made: what is sent, once, is no valid hook, for it names no project and an action that does not exist. Were
+    one made all the same, it is deleted.
     """
+    if not can_be_asked(http):
+        return None
     address = hook_address(url)
     try:
-        http.repeatable("POST", "/api/webhooks/", body={"url": address, "actions": [_NO_ACTION]})
-    except LabelStudioUnreachable:
-        raise
+        made = http.create("/api/webhooks/", {"url": address, "actions": [_NO_ACTION]})
     except LabelStudioError as error:
-        if _BLOCKED in str(error):
-            return (
-                f"Label Studio refuses to call {address}, a private address: start the server with "
-                "SSRF_PROTECTION_ENABLED=false, or unset [labelstudio] webhook_url (pulling finds everything without it)"
-            )
-        if any(words in str(error) for words in _UNUSABLE):
-            return (
-                f"Label Studio cannot use the address {address}: set [labelstudio] webhook_url to one whose host the server "
-                "can look up, written as a full name or a number"
-            )
-        if isinstance(error, LabelStudioUnauthorized):
+        why = _refused(error, address)
+        if why is None and isinstance(error, LabelStudioUnreachable | LabelStudioUnauthorized | LabelStudioDoubt):
             raise
+        return why
+    if isinstance(made, Mapping) and isinstance(made.get("id"), int):
+        http.repeatable("DELETE", f"/api/webhooks/{made['id']}/")
+    return None
+
+
+def _refused(error: LabelStudioError, address: str) -> str | None:
+    """What an answer to a hook says about its address; None where it is about something else.
+
+    A private address is HTTP 403 and a name that cannot be looked up HTTP 500, both before anything is made.
+    """
+    if _BLOCKED in str(error):
+        return (
+            f"Label Studio refuses to call {address}, a private address: start the server with "
+            "SSRF_PROTECTION_ENABLED=false, or unset [labelstudio] webhook_url (pulling finds everything without it)"
+        )
+    if any(words in str(error) for words in _UNUSABLE):
+        return (
+            f"Label Studio cannot use the address {address}: set [labelstudio] webhook_url to one whose host the server "
+            "can look up, written as a full name or a number"
+        )
     return None
 
 

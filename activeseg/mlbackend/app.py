@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -28,9 +30,34 @@ from activeseg.mlbackend.auth import Login, require_login
 MAX_BODY = 64 * 2**20
 """Tasks come with all their predictions and annotations."""
 
-MAX_WAITING = 16
+MAX_CONFIG_BODY = 4 * 2**20
+"""A labeling configuration, and no tasks."""
+
+MAX_CALLS = 16
+"""Of /predict, and of /setup, from the first byte of the body to the answer: what they hold in memory is so bounded."""
+
+BODY_SECONDS = 60.0
+"""A sender that stops in the middle of its body must not keep its place for ever."""
 
 _log = logging.getLogger(__name__)
+
+
+class Places:
+    """Places for calls that bring a body. For one event loop."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Holds a place, taken before anything is read; HTTP 503 where none is free."""
+        if self._free <= 0:
+            raise HTTPException(503, "too many calls are waiting already; try again later")
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1
 
 
 def create_app(answers: Answers, login: Login) -> FastAPI:
@@ -39,6 +66,8 @@ def create_app(answers: Answers, login: Login) -> FastAPI:
     app.state.login, app.state.answers = login, answers
     # Its own limiter: calls that wait for the network must not keep /health from a thread.
     app.state.one_at_a_time = CapacityLimiter(1)
+    # Places of its own: connecting does not fail because many tasks are opened.
+    app.state.predictions, app.state.setups = Places(MAX_CALLS), Places(MAX_CALLS)
     app.add_exception_handler(StarletteHTTPException, _problem)
     app.add_exception_handler(ActivesegError, _not_ready)
     router = APIRouter(dependencies=[Depends(require_login)])
@@ -66,9 +95,11 @@ def versions(request: Request) -> dict[str, list[str]]:
 
 async def setup(request: Request) -> JSONResponse:
     """The champion's version; 409 where its classes are not the project's, which Label Studio shows as a failed connection."""
-    body = await _json_body(request)
-    config = body.get("schema")
-    return await to_thread.run_sync(_set_up, request.app.state.answers, config if isinstance(config, str) else "")
+    setups: Places = request.app.state.setups
+    with setups.one():
+        body = await _json_body(request, MAX_CONFIG_BODY)
+        config = body.get("schema")
+        return await to_thread.run_sync(_set_up, request.app.state.answers, config if isinstance(config, str) else "")
 
 
 def _set_up(answers: Answers, config: str) -> JSONResponse:
@@ -86,15 +117,15 @@ async def predict(request: Request) -> JSONResponse:
     """{"results": [...]}, one for each task and in their order."""
     answers: Answers = request.app.state.answers
     limiter: CapacityLimiter = request.app.state.one_at_a_time
+    predictions: Places = request.app.state.predictions
     came_at = time.monotonic()
-    if limiter.statistics().tasks_waiting >= MAX_WAITING:
-        raise HTTPException(503, "too many calls are waiting already; try again later")
-    body = await _json_body(request)
-    tasks, config = body.get("tasks"), body.get("label_config")
-    if not isinstance(tasks, list) or not isinstance(config, str):
-        raise HTTPException(422, "expected {'tasks': [...], 'label_config': '...'}")
-    results = await to_thread.run_sync(lambda: answers.predict(tasks, config, came_at=came_at), limiter=limiter)
-    return JSONResponse({"results": results})
+    with predictions.one():
+        body = await _json_body(request, MAX_BODY)
+        tasks, config = body.get("tasks"), body.get("label_config")
+        if not isinstance(tasks, list) or not isinstance(config, str):
+            raise HTTPException(422, "expected {'tasks': [...], 'label_config': '...'}")
+        results = await to_thread.run_sync(lambda: answers.predict(tasks, config, came_at=came_at), limiter=limiter)
+        return JSONResponse({"results": results})
 
 
 async def webhook(request: Request) -> dict[str, str]:
@@ -103,12 +134,15 @@ async def webhook(request: Request) -> dict[str, str]:
     return {}
 
 
-async def _json_body(request: Request) -> dict[str, Any]:
+async def _json_body(request: Request, limit: int) -> dict[str, Any]:
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > MAX_BODY:
-            raise HTTPException(413, f"more than {MAX_BODY} bytes: ask for fewer tasks at once")
+    with move_on_after(BODY_SECONDS) as waiting:
+        async for part in request.stream():
+            data += part
+            if len(data) > limit:
+                raise HTTPException(413, f"more than {limit} bytes: ask for fewer tasks at once")
+    if waiting.cancelled_caught:
+        raise HTTPException(408, f"the body was not whole after {BODY_SECONDS:.0f} s")
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from activeseg.core.labels import Mask
-from activeseg.db import imports, truth
-from activeseg.db.models import Image, ImageStatus, Split
+from activeseg.db import imports
+from activeseg.db.models import Split
 from activeseg.errors import DataError, NotReadyError
 from activeseg.imaging.decode import ImageInfo, probe
 from activeseg.imaging.mask_files import MaskFiles
@@ -81,19 +81,6 @@ def _read_pair(workspace: Workspace, source: ImageSource, file: SourceFile, mask
 def _store(workspace: Workspace, pair: _Pair, split: Split | None, annotator: str | None) -> str:
     artifact = workspace.store_mask(pair.mask)
     mask = imports.ImportedMask(artifact.location, artifact.sha256, pair.mask_sha256, annotator)
+    file = imports.ImportedFile(pair.uri, pair.sha256, pair.size, pair.info.width, pair.info.height)
     with workspace.database.write() as session:
-        image = imports.find_image(session, pair.uri, pair.sha256)
-        if image is None:
-            if split is None:
-                raise DataError("not in the pool: run `activeseg pool sync` first, or name a split")
-            row = Image(
-                uri=pair.uri, sha256=pair.sha256, size_bytes=pair.size, width=pair.info.width, height=pair.info.height,
-                split=split, status=ImageStatus.ACTIVE,
-            )  # fmt: skip
-            image = imports.add_image(session, row)
-        if split is not None:
-            imports.move(session, image, split)
-        if truth.known_import(session, image.id, pair.mask_sha256):
-            return "unchanged"
-        imports.record_mask(session, image, mask, workspace.label_set)
-    return "written"
+        return imports.take(session, file, mask, workspace.label_set, split=split)

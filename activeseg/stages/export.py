@@ -29,7 +29,7 @@ from activeseg.imaging.masks import decode_mask, decode_planes, encode_plane
 from activeseg.records import StageReport
 from activeseg.storage import manifest
 from activeseg.storage.export_names import export_names
-from activeseg.storage.folders import replaced
+from activeseg.storage.folders import check_new, new_folder
 from activeseg.storage.local import uri_to_path
 from activeseg.storage.manifest import Entry, Manifest
 from activeseg.workspace import Workspace
@@ -59,6 +59,8 @@ class ExportRequest:
             raise ConfigError("a training run and a time were named: give one of them")
         if self.as_of is not None and self.as_of.tzinfo is None:
             raise ConfigError(f"{self.as_of.isoformat()} has no time zone: add one, as in {self.as_of.isoformat()}Z for UTC")
+        if self.as_of is not None and self.as_of > datetime.now(UTC):
+            raise ConfigError(f"{self.as_of.isoformat()} is yet to come: what will count then cannot be exported")
 
     def selection(self) -> dict[str, Any]:
         """For the manifest."""
@@ -71,17 +73,18 @@ class ExportRequest:
 def export_dataset(
     workspace: Workspace, folder: Path, request: ExportRequest, *, on_progress: Progress | None = None
 ) -> StageReport:
-    """Write an export to `folder`, in place of an earlier one.
+    """Write an export to `folder`, which must not be there yet or be empty.
 
-    Written beside and put in place at the end, so that whoever is killed leaves the earlier one whole. An image whose file is
-    gone or changed, or whose mask cannot be read, is left out, counted as failed and listed with its reason.
-    Raises ConfigError where the folder holds anything else than an unchanged export, NotReadyError where there is nothing to
-    export, LabelSetMismatch where the masks were drawn for different classes.
+    Written beside and renamed at the end, so that whoever is killed leaves nothing that looks like an export. An image whose
+    file is gone or changed, or whose mask cannot be read, is left out, counted as failed and listed with its reason.
+    Raises ConfigError where the folder cannot be taken, NotReadyError where there is nothing to export, LabelSetMismatch where
+    the masks were drawn for different classes.
     """
     started = time.monotonic()
+    _refuse_inside(workspace, folder)
+    check_new(Path(os.path.realpath(folder)))
     chosen, label_set, details = _choose(workspace, request)
-    _refuse_in_pool(workspace, folder)
-    with replaced(folder, may_replace=manifest.is_export, check=_check_replaced) as partial:
+    with new_folder(folder) as partial:
         writer = _Writer(workspace, partial, label_set, request)
         problems = writer.write(chosen, on_progress)
     details |= {"splits": writer.counts, "copied": writer.copied, "problems": problems}
@@ -124,28 +127,21 @@ def _common_label_set(drawn_for: Sequence[LabelSet], configured: LabelSet) -> La
     return label_set
 
 
-def _refuse_in_pool(workspace: Workspace, folder: Path) -> None:
+def _refuse_inside(workspace: Workspace, folder: Path) -> None:
     uri = workspace.settings.images_uri
-    if "://" in uri and not uri.startswith("file://"):
-        return
-    pool = os.path.realpath(uri_to_path(uri))
-    if os.path.commonpath((pool, os.path.realpath(folder))) == pool:
-        raise ConfigError(f"{folder} is in the pool {pool}, which would take its images for new ones: name another folder")
+    if "://" not in uri or uri.startswith("file://"):
+        pool = os.path.realpath(uri_to_path(uri))
+        if _is_inside(folder, pool):
+            raise ConfigError(f"{folder} is in the pool {pool}, which would take its images for new ones: name another folder")
+    artifacts = os.path.realpath(workspace.settings.path(workspace.settings.artifacts.dir))
+    if _is_inside(folder, artifacts):
+        raise ConfigError(
+            f"{folder} is in the artifacts folder {artifacts}, which is not to hold other files: name another folder"
+        )
 
 
-def _check_replaced(folder: Path) -> None:
-    """Raise ConfigError unless everything in a folder was put there by an export: nothing of anybody's is deleted."""
-    if not manifest.is_export(folder):
-        raise ConfigError(f"{folder} is not empty and holds no export: name a new folder")
-    paths = manifest.read_manifest(folder).paths()
-    for file in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
-        relative = file.relative_to(folder).as_posix()
-        if relative == manifest.NAME or file.name == ".DS_Store":
-            continue
-        if relative not in paths:
-            raise ConfigError(f"{file} was not put there by an export: move it away, or name a new folder")
-        if "/images/" not in relative and hashlib.sha256(file.read_bytes()).hexdigest() != paths[relative]:
-            raise ConfigError(f"{file} changed since it was exported: import it first or move it away, or name a new folder")
+def _is_inside(folder: Path, outer: str) -> bool:
+    return os.path.commonpath((outer, os.path.realpath(folder))) == outer
 
 
 @dataclass
@@ -172,7 +168,9 @@ class _Writer:
                 try:
                     self._one(name, item, coco, open_files)
                 except DataError as error:
-                    problems[item.image.uri] = str(error)
+                    # A file that was replaced has several rows.
+                    uri = item.image.uri
+                    problems[uri if uri not in problems else f"{uri} ({item.image.sha256[:12]})"] = str(error)
                 if on_progress:
                     on_progress(done + 1, len(order))
             for writer in coco.values():
@@ -197,6 +195,7 @@ class _Writer:
             if item.split not in coco:
                 coco[item.split] = CocoWriter(open_files.enter_context(self._coco_file(item.split)), self.label_set)
             coco[item.split].add(name, mask)
+            self._check_size(item.split)
         self.counts[item.split.value] = self.counts.get(item.split.value, 0) + 1
         entry = Entry(
             image=None if self.request.images == "none" else image,
@@ -225,6 +224,7 @@ class _Writer:
         return self.workspace.read_bytes(item.image)
 
     def _decode_mask(self, data: bytes, item: LabelledImage) -> Mask:
+        # Not Workspace.read_mask: these masks may be older than the configured classes, and their bytes are needed as well.
         limit = self.workspace.settings.pool.max_pixels
         overlap, count = self.label_set.overlap, len(self.label_set.names)
         mask = decode_planes(data, count, max_pixels=limit) if overlap else decode_mask(data, max_pixels=limit)
@@ -263,8 +263,18 @@ class _Writer:
     def _coco_file(self, split: Split) -> TextIO:
         return self._path(f"{split.value}/{manifest.ANNOTATIONS}").open("w", encoding="utf-8", newline="\n")
 
+    def _check_size(self, split: Split) -> None:
+        """Raise ConfigError for a COCO file that no import would read."""
+        path = self.root / f"{split.value}/{manifest.ANNOTATIONS}"
+        if path.stat().st_size > manifest.MAX_JSON_BYTES:
+            raise ConfigError(
+                f"the COCO file of {split.value!r} has more than the {manifest.MAX_JSON_BYTES} bytes that an import reads: "
+                "export with --format masks"
+            )
+
     def _finish(self, coco_splits: Sequence[Split]) -> None:
         for split in coco_splits:
+            self._check_size(split)
             relative = f"{split.value}/{manifest.ANNOTATIONS}"
             with (self.root / relative).open("rb") as stream:
                 self.files[relative] = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,23 +12,24 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
-from activeseg.db import annotators, labeling, truth
+from activeseg.db import annotators, labeling, sent, truth
 from activeseg.db.labeling import KnownTask
 from activeseg.db.models import Annotation, LabelingProject
+from activeseg.errors import LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.labelstudio.client import LabelStudioClient, TaskStamp
 from activeseg.labelstudio.connection import TEST_KEY
-from activeseg.labelstudio.drawings import Drawing, uncovered_value
+from activeseg.labelstudio.drawings import Drawing, fill_for, uncovered_value
 from activeseg.labelstudio.outcomes import find_outcomes
 from activeseg.labelstudio.registration import open_project
-from activeseg.labelstudio.submissions import ExportedTask, Submission, read_task
+from activeseg.labelstudio.submissions import ExportedTask, Submission, clean, read_task
 from activeseg.reconciliation import give_up_missing, give_up_project, reconcile_project
 from activeseg.records import StageReport
 from activeseg.workspace import Workspace
@@ -40,9 +41,10 @@ BLOCK = 50
 _BLOCK_PIXELS = BLOCK * 1280 * 1280
 # One core is left to the server, which is often the same machine's; each thread holds the masks of a task.
 _THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
-_WRITTEN = ("valid", "skipped", "deleted", "tasks deleted", "stars moved", "consensus", "consensus ended")
+_WRITTEN = ("valid", "skipped", "deleted", "there again", "tasks deleted", "stars moved", "consensus", "consensus ended")
 
 Block = list[TaskStamp]
+_Export = tuple[list[Any], dict[int, str]]
 
 
 def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: bool = False) -> StageReport:
@@ -51,15 +53,16 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
     New and edited annotations become rows, skipped ones say so, deleted ones are marked, tasks deleted on the server
     give their images back to the pool. Tasks left in a former project (another title) are collected too, unless it was
     made with another [labels] overlap: there they stay as they are, counted and told in the report's problems, and are
-    pulled once that is restored. An annotation that cannot be used is quarantined with the reason. At the end, what
-    several annotators agreed on is found where they have new votes or [labelstudio] consensus changed.
+    pulled once that is restored. An annotation that cannot be used is quarantined with the reason; a task that cannot be
+    exported is told in the problems and met again by a full pull. At the end, what several annotators agreed on is found
+    where they have new votes or [labelstudio] consensus changed.
 
     Commits block by block; the cursor moves with each block. Pulling twice writes nothing new. With `full` the tasks are
     reconciled first. Needs the lease. Raises ConfigError, before anything is done, where [labelstudio] uncovered is no class.
     """
     started, counts = time.monotonic(), Counter[str]()
     problems: dict[str, str] = {}
-    fill = uncovered_value(workspace)
+    uncovered_value(workspace)
     project = open_project(workspace, client)
     with workspace.database.read() as session:
         former = labeling.others_with_open_tasks(session, project.id)
@@ -74,16 +77,17 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
             problems[f"Label Studio project {one.external_project_id} {one.title!r}"] = unlike
         else:
             if full:
-                counts["tasks deleted"] += reconcile_project(workspace, client, one).returned
-            _Pull(workspace, client, one, fill, counts).run(full)
-        counts["tasks deleted"] += give_up_missing(workspace, client, one)
+                counts.update(_changes(asdict(reconcile_project(workspace, client, one))))
+            _Pull(workspace, client, one, counts, problems).run(full)
+        mended = give_up_missing(workspace, client, one)
+        counts.update(_changes(mended) | {"merged": mended["merged"]})
     agreed, unread = find_outcomes(workspace)
     counts.update(agreed)
     problems |= unread
     details: dict[str, Any] = {name: count for name, count in counts.items() if count}
     details |= {"problems": problems} if problems else {}
     written = sum(counts[name] for name in _WRITTEN)
-    return StageReport("pull", written, counts["quarantined"], time.monotonic() - started, details)
+    return StageReport("pull", written, counts["quarantined"] + counts["not exported"], time.monotonic() - started, details)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +131,8 @@ class _Pull:
     workspace: Workspace
     client: LabelStudioClient
     project: LabelingProject
-    fill: int
     counts: Counter[str]
+    problems: dict[str, str]
 
     def run(self, full: bool) -> None:
         """Pull what changed since the cursor, or everything."""
@@ -136,23 +140,36 @@ class _Pull:
         stamps = self.client.changed_tasks(self.project.external_project_id, since)
         size = self._block_size()
         blocks = [stamps[start : start + size] for start in range(0, len(stamps), size)]
-        drawing = Drawing(self.workspace, self.project, self.fill)
+        drawing, passing = self._drawing(), True
         with ThreadPoolExecutor(_THREADS) as threads, closing(self._exports(blocks)) as exports:
-            for block, exported in exports:
-                self._pull_block(block, self._read(block, exported), drawing, threads)
+            for block, (exported, unread) in exports:
+                self._note(unread)
+                # Where nothing at all could be read the server may be at fault: the next pull begins here again.
+                passing = passing and len(unread) < len(block)
+                left = [stamp for stamp in block if stamp.id not in unread]
+                self._pull_block(self._read(left, exported), drawing, threads, block[-1].updated_at if passing else None)
+
+    def _drawing(self) -> Drawing:
+        with self.workspace.database.read() as session:
+            label_set = labeling.label_set_of(session, self.project)
+        return Drawing(self.workspace, self.project, label_set, fill_for(self.workspace, label_set))
+
+    def _note(self, unread: Mapping[int, str]) -> None:
+        self.counts["not exported"] += len(unread)
+        for number, why in unread.items():
+            self.problems[f"task {number} of Label Studio project {self.project.external_project_id}"] = why
 
     def _block_size(self) -> int:
         with self.workspace.database.read() as session:
             pixels = labeling.largest_picture(session, self.project.id)
         return max(1, min(BLOCK, _BLOCK_PIXELS // max(1, pixels)))
 
-    def _exports(self, blocks: Sequence[Block]) -> Generator[tuple[Block, list[Any]], None, None]:
+    def _exports(self, blocks: Sequence[Block]) -> Generator[tuple[Block, _Export], None, None]:
         """Each block with its exported tasks; the next one is asked for while the caller works on this one."""
         with ThreadPoolExecutor(1) as fetching:
 
-            def ask(place: int) -> Future[list[Any]]:
-                numbers = [stamp.id for stamp in blocks[place]]
-                return fetching.submit(self.client.export_tasks, self.project.external_project_id, numbers)
+            def ask(place: int) -> Future[_Export]:
+                return fetching.submit(_export, self.client, self.project, [stamp.id for stamp in blocks[place]])
 
             waiting = [ask(0)] if blocks else []
             for place, block in enumerate(blocks):
@@ -180,20 +197,24 @@ class _Pull:
             found.checked |= changed.keys() - {task.number for task in readable}
         return found
 
-    def _pull_block(self, block: Block, answer: _Answer, drawing: Drawing, threads: Executor) -> None:
+    def _pull_block(self, answer: _Answer, drawing: Drawing, threads: Executor, until: datetime | None) -> None:
+        """Write what a block told. until: where the cursor moves to, if it does."""
         fresh = self._fresh(answer)
         # Decoded outside the transaction: large masks take seconds, and nobody else could write meanwhile.
         drawn = threads.map(lambda one: drawing.rows(one.ours, one.task.number, one.submissions), fresh)
         rows = list(chain.from_iterable(drawn))
         self._flag(rows)
         with self.workspace.database.write() as session:
-            labeling.mark_pushed(session, self.project.id, answer.pushed)
-            moved = truth.move_stars(session, self.project.id, answer.stars)
+            sent.mark_pushed(session, self.project.id, answer.pushed)
+            starred = self.workspace.settings.labelstudio.consensus == "ground_truth"
+            moved = truth.move_stars(session, self.project.id, answer.stars, decides=starred)
+            back = truth.revive(session, self.project.id, answer.stars)
             truth.record_all(session, rows)
             gone = truth.mark_deleted(session, self.project.id, sorted(answer.checked), answer.numbers)
-            labeling.move_cursor(session, self.project.id, block[-1].updated_at)
+            if until is not None:
+                labeling.move_cursor(session, self.project.id, until)
         self.counts.update(row.status.value for row in rows)
-        self.counts.update({"deleted": gone, "stars moved": moved, "foreign": answer.foreign})
+        self.counts.update({"deleted": gone, "there again": back, "stars moved": moved, "foreign": answer.foreign})
 
     def _fresh(self, answer: _Answer) -> list[_Fresh]:
         with self.workspace.database.read() as session:
@@ -215,6 +236,19 @@ class _Pull:
                     row.rubber_stamp = row.query_id is not None and annotators.is_uncertain(session, row.query_id)
 
 
+def _export(client: LabelStudioClient, project: LabelingProject, numbers: Sequence[int]) -> _Export:
+    """The exported tasks, and why, by number, for those that could not be: one of them must not stop all others."""
+    try:
+        return client.export_tasks(project.external_project_id, numbers), {}
+    except (LabelStudioUnreachable, LabelStudioUnauthorized):
+        raise
+    except (LabelStudioError, RecursionError) as error:
+        if len(numbers) == 1:
+            return [], {numbers[0]: clean(str(error)) or type(error).__name__}
+    parts = [_export(client, project, [number]) for number in numbers]
+    return list(chain.from_iterable(tasks for tasks, _ in parts)), dict(chain.from_iterable(why.items() for _, why in parts))
+
+
 def _drawn_otherwise(workspace: Workspace, project: LabelingProject) -> str | None:
     """Why nothing of a project can be read: a region means something else where classes overlap and where they do not.
 
@@ -228,6 +262,11 @@ def _drawn_otherwise(workspace: Workspace, project: LabelingProject) -> str | No
         f"drawn for the classes {drawn_for.sentence()}; [labels] has {workspace.label_set.sentence()}: restore [labels] "
         "overlap, or delete the old project in Label Studio; its images then return to the pool"
     )
+
+
+def _changes(mended: Mapping[str, int]) -> dict[str, int]:
+    """What comparing tasks changed, by the names of the report."""
+    return {"tasks deleted": mended["returned"], "removed": mended["removed"], "recorded": mended["recorded"]}
 
 
 def _count_waiting(workspace: Workspace, project: LabelingProject) -> int:

@@ -15,25 +15,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from sqlalchemy.orm import Session
 
-from activeseg.core.scaling import shown_size, shrink_mask
+from activeseg.core.scaling import shown_size
 from activeseg.db import checkpoints, images, labeling, planned, rounds, scores
 from activeseg.db.images import blocks
 from activeseg.db.models import LabelingProject, Round, RoundStatus, Task, TaskStatus
 from activeseg.db.planned import PlannedTask
-from activeseg.errors import DataError, ImageError, NotReadyError
+from activeseg.errors import ImageError, NotReadyError
 from activeseg.imaging.browser import resize_picture, shows_as_decoded
 from activeseg.imaging.decode import decode_image
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.images import address_of, folder_on_server
-from activeseg.labelstudio.labeling import MaskKind
-from activeseg.labelstudio.regions import mask_to_result
+from activeseg.labelstudio.pictures import shown_entropy, shown_regions
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.sending import send_tasks
 from activeseg.labelstudio.storages import ensure_local_storage
@@ -154,20 +153,27 @@ def _deliver(workspace: Workspace, client: LabelStudioClient, project: LabelingP
     counts = Counter[str]()
     groups = _undelivered(workspace, project, round_id)
     # The next group is read, shrunk and encoded while this one travels.
-    for group in map_ahead(lambda items: [_prepare(workspace, item) for item in items], groups, workers=1, ahead=1):
-        addresses = {one.item.task.id: one.address for one in group if one.address is not None}
-        if addresses and not counts["images by address"] and workspace.settings.labelstudio.images == "local-files":
-            ensure_local_storage(client.http, project.external_project_id, folder_on_server(workspace.settings))
-        image_urls, entropy_urls = _upload(client, project, group)
-        failures = {one.item.image.image_id: one.problem for one in group if one.problem is not None}
-        with workspace.database.write() as session:
-            urls = (image_urls | addresses).items()
-            planned.deliver(session, {number: (url, entropy_urls.get(number)) for number, url in urls})
-            images.quarantine(session, failures)
-        counts["images uploaded"] += len(image_urls)
-        counts["images by address"] += len(addresses)
-        counts["failed"] += len(failures)
+    prepared = map_ahead(lambda items: [_prepare(workspace, item) for item in items], groups, workers=1, ahead=1)
+    with closing(prepared):  # at once also when an error ends the loop: its thread must not outlive this call
+        for group in prepared:
+            by_address = any(one.address is not None for one in group) and not counts["images by address"]
+            if by_address and workspace.settings.labelstudio.images == "local-files":
+                ensure_local_storage(client.http, project.external_project_id, folder_on_server(workspace.settings))
+            counts.update(_deliver_group(workspace, client, project, group))
     return counts
+
+
+def _deliver_group(
+    workspace: Workspace, client: LabelStudioClient, project: LabelingProject, group: list[_Delivery]
+) -> dict[str, int]:
+    addresses = {one.item.task.id: one.address for one in group if one.address is not None}
+    image_urls, entropy_urls = _upload(client, project, group)
+    failures = {one.item.image.image_id: one.problem for one in group if one.problem is not None}
+    with workspace.database.write() as session:
+        urls = (image_urls | addresses).items()
+        planned.deliver(session, {number: (url, entropy_urls.get(number)) for number, url in urls})
+        images.quarantine(session, failures)
+    return {"images uploaded": len(image_urls), "images by address": len(addresses), "failed": len(failures)}
 
 
 def _upload(
@@ -205,21 +211,7 @@ def _prepare(workspace: Workspace, item: PlannedTask) -> _Delivery:
     except ImageError as error:
         return _Delivery(item, problem=str(error))
     png = None if picture is None else encode_png(resize_picture(picture, item.shown), level=UPLOAD_LEVEL)
-    return _Delivery(item, address, png, _entropy_png(workspace, item))
-
-
-def _entropy_png(workspace: Workspace, item: PlannedTask) -> bytes | None:
-    """The entropy map as it is shown; None where there is none, none is wanted, or its file is damaged."""
-    location = item.prediction.entropy_location if item.prediction else None
-    if location is None or workspace.settings.labelstudio.entropy_map == "none":
-        return None
-    try:
-        data = workspace.artifacts.read(location)
-        if item.shown == item.size:
-            return data
-        return encode_png(resize_picture(decode_image(data, max_pixels=workspace.settings.pool.max_pixels), item.shown))
-    except ImageError:
-        return None
+    return _Delivery(item, address, png, shown_entropy(workspace, item.prediction, size=item.size, shown=item.shown))
 
 
 # Send
@@ -254,7 +246,9 @@ def _body(
 ) -> TaskBody:
     if item.task.image_url is None:
         raise NotReadyError(f"image {item.image.image_id} was not delivered")
-    result = _result(workspace, project, item)
+    result = None
+    if item.prediction is not None:  # one that cannot be shown is left out: the person draws, and the push goes on
+        result = shown_regions(workspace, project, item.prediction, size=item.size, shown=item.shown)
     prediction = item.prediction if result is not None else None
     payload = task_payload(
         item.task.key,
@@ -270,20 +264,3 @@ def _body(
         overlap=workspace.label_set.overlap,
     )
     return task_body(payload, item.task.id, left_out=item.prediction is not None and prediction is None)
-
-
-def _result(workspace: Workspace, project: LabelingProject, item: PlannedTask) -> list[dict[str, Any]] | None:
-    """The regions a task shows; None without a prediction and for a stored mask that is none of this image (any more).
-
-    It was stored before [labels] changed, or its file is damaged: the person draws, and the push goes on.
-    """
-    if item.prediction is None:
-        return None
-    kind: MaskKind = "bitmask" if project.mask_kind == "bitmask" else "brush"
-    try:
-        mask = workspace.read_mask(item.prediction.mask_location, item.prediction.mask_sha256)
-        if mask.shape[-2:] != item.size:
-            return None
-        return mask_to_result(shrink_mask(mask, item.shown), workspace.label_set, kind=kind)
-    except DataError:
-        return None

@@ -22,18 +22,13 @@ from itertools import count
 from typing import Any
 
 from activeseg.core.acquisition import rank_images
-from activeseg.core.scaling import shrink_mask
 from activeseg.core.selection import interleave
 from activeseg.db import checkpoints, images, labeling
 from activeseg.db.images import blocks
 from activeseg.db.models import Arm, Checkpoint, LabelingProject, Prediction, Task
-from activeseg.db.open_tasks import OpenTask, any_without, open_tasks
-from activeseg.imaging.browser import resize_picture
-from activeseg.imaging.decode import decode_image
-from activeseg.imaging.thumbnails import encode_png
+from activeseg.db.open_tasks import OpenTask, open_tasks, sources_shown
 from activeseg.labelstudio.client import LabelStudioClient
-from activeseg.labelstudio.labeling import MaskKind
-from activeseg.labelstudio.regions import mask_to_result
+from activeseg.labelstudio.pictures import shown_entropy, shown_regions
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.tasks import confidence_of_order, prediction_payload, task_payload
 from activeseg.nn.checkpoint import load_checkpoint
@@ -45,6 +40,7 @@ from activeseg.workspace import Workspace
 
 GROUP = 16
 DOUBTFUL = 3
+LONGEST_PLACE = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +62,62 @@ class _Shown:
 def refresh_open_tasks(workspace: Workspace, client: LabelStudioClient) -> StageReport:
     """Let untouched open tasks show what the champion says, in its order; does nothing where all of them do.
 
-    The report counts the tasks. Images that cannot be read any more are quarantined and keep what they show.
+    The report counts the tasks. Left as they are, and counted: tasks whose image cannot be read any more (it is quarantined),
+    whose stored mask is damaged, and those somebody has taken the image from. Where tasks show the champion, the project
+    ends with its version as the one annotators see.
     """
     started = time.monotonic()
     with workspace.database.read() as session:
         champion = checkpoints.champion(session)
-        due = champion is not None and any_without(session, source_of(champion))
-    if champion is None or not due:
+        sources = sources_shown(session)
+    if champion is None or not sources:
         return StageReport("refresh", seconds=time.monotonic() - started)
     project = open_project(workspace, client)
     with workspace.database.read() as session:
         tasks = open_tasks(session, project.id)
-    free = _untouched(client, project, tasks)
+    free = _untouched(client, project, tasks) if sources != {source_of(champion)} else []
     if all(item.source == source_of(champion) for item in free):
-        return StageReport("refresh", seconds=time.monotonic() - started)
+        details = _show_version(client, project, champion, tasks)
+        return StageReport("refresh", 0, 0, time.monotonic() - started, details)
     predictions, scores = _draw(workspace, champion, free)
     data = client.task_data(project.external_project_id, [item.task.external_task_id or 0 for item in tasks])
     # Drawing takes minutes, in which people start tasks.
     free = [item for item in _untouched(client, project, tasks) if item.image.image_id in predictions.keys() & scores.keys()]
-    kept = [data.get(item.task.external_task_id or 0, {}) for item in tasks if item not in free]
+    edited = [item for item in free if not isinstance(data.get(item.task.external_task_id or 0, {}).get("image"), str)]
+    free = _without(free, edited)
+    kept = [data.get(item.task.external_task_id or 0, {}) for item in _without(tasks, free)]
     line = _line_up(free, scores, seed=workspace.settings.selection.seed * 1_000_003 + champion.id)
     places = _places(free, {str(one.get("order")) for one in kept})
     shown = [
         _Shown(item, next(places), confidence_of_order(at, len(line)), predictions[number], scores[number])
         for at, (number, item) in enumerate((item.image.image_id, item) for item in line)
     ]
-    done = sum(_show(workspace, client, project, champion, group, data) for group in blocks(shown, GROUP))
+    outcomes = [_show(workspace, client, project, champion, group, data) for group in blocks(shown, GROUP)]
+    done, damaged = (sum(counts) for counts in zip(*outcomes, strict=True)) if outcomes else (0, 0)
+    _show_version(client, project, champion, tasks)
     details = {"model_version": champion.model_version, "left alone": len(tasks) - done}
-    return StageReport("refresh", done, 0, time.monotonic() - started, details)
+    details |= {name: n for name, n in (("damaged masks", damaged), ("tasks without image", len(edited))) if n}
+    return StageReport("refresh", done, damaged + len(edited), time.monotonic() - started, details)
+
+
+def _without(tasks: Sequence[OpenTask], others: Sequence[OpenTask]) -> list[OpenTask]:
+    left_out = {item.task.id for item in others}
+    return [item for item in tasks if item.task.id not in left_out]
+
+
+def _show_version(
+    client: LabelStudioClient, project: LabelingProject, champion: Checkpoint, tasks: Sequence[OpenTask]
+) -> dict[str, Any]:
+    """Annotators see the champion where tasks show it: a round chosen under another was pushed, or somebody chose otherwise.
+
+    Returns what is to be said of it: nothing where it was so.
+    """
+    if all(item.source != source_of(champion) for item in tasks):
+        return {}
+    if client.model_version(project.external_project_id) == champion.model_version:
+        return {}
+    client.set_model_version(project.external_project_id, champion.model_version)
+    return {"model_version": champion.model_version}
 
 
 def _untouched(client: LabelStudioClient, project: LabelingProject, tasks: Sequence[OpenTask]) -> list[OpenTask]:
@@ -147,7 +171,7 @@ def _line_up(free: Sequence[OpenTask], scores: Mapping[int, ImageScore], *, seed
 
 def _places(free: Sequence[OpenTask], taken: Collection[str]) -> Iterator[int]:
     """Places from the first one these tasks were sent with; those of tasks that stay where they are (`taken`) are left out."""
-    held = {int(place) for place in taken if place.isdecimal()}
+    held = {int(place) for place in taken if place.isdecimal() and len(place) <= LONGEST_PLACE}
     return (place for place in count(min((item.place for item in free), default=0)) if place not in held)
 
 
@@ -161,23 +185,28 @@ def _show(
     champion: Checkpoint,
     group: Sequence[_Shown],
     data: Mapping[int, Mapping[str, Any]],
-) -> int:
-    """Bring a group of tasks up to date; those that were started meanwhile stay as they are. Returns how many it was."""
+) -> tuple[int, int]:
+    """Bring a group of tasks up to date; those that were started meanwhile stay as they are.
+
+    Returns how many it was, and how many were left because their stored mask is damaged.
+    """
     there = set(client.untouched_tasks(project.external_project_id, [one.number for one in group]))
-    group = [one for one in group if one.number in there and one.number in data]
+    group = [one for one in group if one.number in there]
+    found = {one.number: _payload(workspace, project, champion, one) for one in group}
+    payloads = [payload for payload in found.values() if payload is not None]
+    group = [one for one in group if found[one.number] is not None]
     urls = _maps(workspace, client, project, group, data)
     for one in group:
         wanted = _data(workspace, one, urls[one.number], data[one.number])
         if wanted != data[one.number]:
             client.set_task_data(one.number, wanted)
-    payloads = [_payload(workspace, project, champion, one) for one in group]
     if payloads:
         client.replace_predictions(project.external_project_id, champion.model_version, payloads)
     with workspace.database.write() as session:
         for one in group:
             row = session.get_one(Task, one.item.task.id)
             row.prediction_id, row.entropy_url = one.prediction.id, urls[one.number]
-    return len(group)
+    return len(group), len(found) - len(group)
 
 
 def _data(workspace: Workspace, one: _Shown, entropy_url: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,9 +237,10 @@ def _maps(
     urls: dict[int, str | None] = {}
     missing: list[tuple[int, str, bytes]] = []
     for one in group:
-        png = _entropy_png(workspace, one)
+        png = shown_entropy(workspace, one.prediction, size=one.item.size, shown=one.item.shown)
         name = f"entropy-{hashlib.sha256(png).hexdigest()[:16]}.png" if png else ""
-        known = str((data[one.number].get("entropy") or [""])[0])
+        listed = data[one.number].get("entropy")
+        known = str(listed[0]) if isinstance(listed, list) and listed else ""
         urls[one.number] = known if png and known.endswith(name) else None
         if png and urls[one.number] is None:
             missing.append((one.number, name, png))
@@ -219,21 +249,9 @@ def _maps(
     return urls | {number: url for (number, _, _), url in zip(missing, uploaded, strict=True)}
 
 
-def _entropy_png(workspace: Workspace, one: _Shown) -> bytes | None:
-    if one.prediction.entropy_location is None or workspace.settings.labelstudio.entropy_map == "none":
+def _payload(workspace: Workspace, project: LabelingProject, champion: Checkpoint, one: _Shown) -> dict[str, Any] | None:
+    """The prediction as it is sent; None where its stored mask is damaged."""
+    regions = shown_regions(workspace, project, one.prediction, size=one.item.size, shown=one.item.shown)
+    if regions is None:
         return None
-    data = workspace.artifacts.read(one.prediction.entropy_location)
-    if one.item.shown == one.item.size:
-        return data
-    return encode_png(resize_picture(decode_image(data, max_pixels=workspace.settings.pool.max_pixels), one.item.shown))
-
-
-def _payload(workspace: Workspace, project: LabelingProject, champion: Checkpoint, one: _Shown) -> dict[str, Any]:
-    mask = shrink_mask(workspace.read_mask(one.prediction.mask_location, one.prediction.mask_sha256), one.item.shown)
-    kind: MaskKind = "bitmask" if project.mask_kind == "bitmask" else "brush"
-    return prediction_payload(
-        mask_to_result(mask, workspace.label_set, kind=kind),
-        model_version=champion.model_version,
-        score=one.confidence,
-        task_id=one.number,
-    )
+    return prediction_payload(regions, model_version=champion.model_version, score=one.confidence, task_id=one.number)

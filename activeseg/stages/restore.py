@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from activeseg.core.labels import UNLABELED, Mask
-from activeseg.db import imports, truth
+from activeseg.db import imports
+from activeseg.db.imports import ImportedFile, ImportedMask
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, DataError, LabelSetMismatch, NotReadyError
 from activeseg.imaging.class_folders import folder_names
@@ -27,7 +29,7 @@ from activeseg.imaging.mask_files import indices_of, planes_of
 from activeseg.records import StageReport
 from activeseg.storage import manifest
 from activeseg.storage.local import path_to_uri
-from activeseg.storage.manifest import Entry, Manifest, inside, load_json, read_inside
+from activeseg.storage.manifest import Entry, Manifest, inside, load_json, parse_json, read_inside
 from activeseg.workspace import Workspace
 
 Progress = Callable[[int, int], None]
@@ -49,6 +51,8 @@ def import_from(
     nothing of splits, so it needs one, or `query` to answer open queries. images: where the COCO file's images lie; by
     default in the folder `images` beside it, or else beside it. uncovered: the class of pixels under no segmentation of a
     COCO file; None: nobody said.
+    Nothing is written where a newer mask than an export's counts (`older`), and for images of a COCO file without annotations
+    unless the file or `uncovered` says what they mean (`unlabelled`).
     What does not fit is left out, counted as failed and listed. Raises ConfigError, or LabelSetMismatch, where nothing of it
     can be imported, NotReadyError where it lists no image.
     """
@@ -56,16 +60,18 @@ def import_from(
     folder = source.parent if source.name == manifest.NAME else source
     work: _Export | _Coco
     if manifest.is_export(folder):
-        if images is not None or uncovered is not None or query:
+        if images is not None or uncovered is not None:
             raise ConfigError(f"{folder} is an export, which says itself where its images are: give --from without --images")
+        if query:
+            raise ConfigError(f"{folder} is an export, whose images have splits already: give --from without --split query")
         work = _Export(workspace, folder, split, manifest.read_manifest(folder))
     else:
         if split is None and not query:
             raise ConfigError(f"{source} is no export of activeseg, so it does not say which split it is: add --split")
         file = _coco_file(source)
         document = parse_coco(load_json(file))
-        work = _Coco(workspace, images or _images_beside(file), split, _fill(workspace, uncovered), document)
-    counts, problems = Counter[str](), dict(work.problems)
+        work = _Coco(workspace, images or _images_beside(file), split, uncovered, document)
+    counts, problems = work.counts, dict(work.problems)
     for done, name in enumerate(work.names):
         try:
             counts[work.take(name)] += 1
@@ -73,11 +79,11 @@ def import_from(
             problems[name] = str(error)
         if on_progress:
             on_progress(done + 1, len(work.names))
-    if not counts and not problems:
+    if not work.names and not problems:
         raise NotReadyError(f"{source} lists no images")
-    details: dict[str, Any] = {"unchanged": counts["unchanged"], "problems": problems}
-    if isinstance(work, _Export) and work.outside_the_pool:
-        details["outside_the_pool"] = work.outside_the_pool
+    counted = ("older", "unlabelled", "outside_the_pool")
+    details: dict[str, Any] = {"unchanged": counts["unchanged"]} | {name: counts[name] for name in counted if counts[name]}
+    details["problems"] = problems
     return StageReport("dataset import", counts["written"], len(problems), time.monotonic() - started, details)
 
 
@@ -101,33 +107,13 @@ def _images_beside(file: Path) -> Path:
     return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
 
 
-def _fill(workspace: Workspace, uncovered: str | None) -> int:
-    return UNLABELED if uncovered is None else workspace.label_set.index_of(uncovered)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
+def _read_image(workspace: Workspace, folder: Path, relative: str, sha256: str | None) -> ImportedFile:
     """An image of the folder, read and proven to decode."""
-
-    uri: str
-    sha256: str
-    size_bytes: int
-    size: tuple[int, int]
-
-
-def _read_image(workspace: Workspace, folder: Path, relative: str, sha256: str | None) -> _Found:
     limits = workspace.settings.pool
     data = read_inside(folder, relative, sha256=sha256, max_bytes=limits.max_bytes)
     info = probe(data, max_pixels=limits.max_pixels)
     uri = path_to_uri(str(inside(folder, relative)))
-    return _Found(uri, hashlib.sha256(data).hexdigest(), len(data), (info.height, info.width))
-
-
-def _new_row(found: _Found, split: Split, group: str | None) -> Image:
-    return Image(
-        uri=found.uri, sha256=found.sha256, size_bytes=found.size_bytes, width=found.size[1], height=found.size[0],
-        group_name=group, split=split, status=ImageStatus.ACTIVE,
-    )  # fmt: skip
+    return ImportedFile(uri, hashlib.sha256(data).hexdigest(), len(data), info.width, info.height)
 
 
 @dataclass
@@ -137,62 +123,65 @@ class _Coco:
     workspace: Workspace
     images: Path
     split: Split | None
-    fill: int
+    uncovered: str | None
     document: CocoFile
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.fill = UNLABELED if self.uncovered is None else self.workspace.label_set.index_of(self.uncovered)
 
     @property
     def names(self) -> list[str]:
         return sorted(self.document.images)
 
     @property
-    def problems(self) -> dict[str, str]:
-        return dict(self.document.problems)
+    def problems(self) -> Mapping[str, str]:
+        return self.document.problems
 
     def take(self, name: str) -> str:
-        """Import one image by its file name. Returns 'written' or 'unchanged'."""
+        """Import one image by its file name. Returns what became of it."""
         workspace = self.workspace
-        found = _read_image(workspace, self.images, name, None)
-        artifact = workspace.store_mask(self.document.mask(name, found.size, workspace.label_set, fill=self.fill))
+        if not self._says_something(name):
+            return "unlabelled"
+        file = _read_image(workspace, self.images, name, None)
+        size = file.height, file.width
+        artifact = workspace.store_mask(self.document.mask(name, size, workspace.label_set, fill=self.fill))
+        mask = ImportedMask(artifact.location, artifact.sha256, artifact.sha256)
         with workspace.database.write() as session:
-            image = imports.find_image(session, found.uri, found.sha256)
-            if image is None:
-                if self.split is None:
-                    raise DataError("not in the pool: run `activeseg pool sync` first, or name a split")
-                image = imports.add_image(session, _new_row(found, self.split, None))
-            if self.split is not None:
-                imports.move(session, image, self.split)
-            if truth.known_import(session, image.id, artifact.sha256):
-                return "unchanged"
-            mask = imports.ImportedMask(artifact.location, artifact.sha256, artifact.sha256)
-            imports.record_mask(session, image, mask, workspace.label_set)
-        return "written"
+            return imports.take(session, file, mask, workspace.label_set, split=self.split)
+
+    def _says_something(self, name: str) -> bool:
+        """Whether an image is annotated; one without annotations, by others, may only be one that nobody has looked at."""
+        if self.document.images[name].annotated:
+            return True
+        # It is no answer to a query. Else overlapping classes are all absent, as the format says, and exclusive ones uncovered.
+        return self.split is not None and (self.workspace.label_set.overlap or self.uncovered is not None)
 
 
 @dataclass
 class _Export:
     """A folder that `activeseg dataset export` wrote, or that says so.
 
-    outside_the_pool: images that were in the pool there, and are now although they lie elsewhere: a sync takes them for lost.
+    counts: `outside_the_pool` are images without a split that are registered although they lie elsewhere.
     """
 
     workspace: Workspace
     folder: Path
     split: Split | None
     manifest: Manifest
+    counts: Counter[str] = field(default_factory=Counter)
     entries: dict[str, Entry] = field(init=False)
     problems: dict[str, str] = field(init=False)
     often: Counter[str] = field(init=False)
     contents: dict[str, int] = field(init=False)
-    outside_the_pool: int = 0
-    _files: dict[str, CocoFile | str] = field(default_factory=dict)
+    _file: tuple[str, CocoFile | str] | None = None
 
     def __post_init__(self) -> None:
-        label_set = self.workspace.label_set
-        if not self.manifest.label_set.same_masks(label_set):
+        label_set, ours = self.manifest.label_set, self.workspace.label_set
+        if not label_set.same_masks(ours):
             raise LabelSetMismatch(
-                f"{self.folder} was exported with the classes {self.manifest.label_set.sentence()}, [labels] has "
-                f"{label_set.sentence()}: restore {self.manifest.label_set.settings_unlike(label_set)}; its class list is "
-                f"{self.folder / manifest.CLASSES}"
+                f"{self.folder} was exported with the classes {label_set.sentence()}, [labels] has {ours.sentence()}: restore "
+                f"{label_set.settings_unlike(ours)}; its class list is {self.folder / manifest.CLASSES}"
             )
         self.problems = dict(self.manifest.problems)
         self.entries = {}
@@ -217,36 +206,23 @@ class _Export:
         return folder_names(self.workspace.label_set, str(self.folder))
 
     def take(self, name: str) -> str:
-        """Import one image by split/name. Returns 'written' or 'unchanged'."""
+        """Import one image by split/name. Returns what became of it."""
         entry, workspace = self.entries[name], self.workspace
-        found = self._known(entry) if entry.image is None else _read_image(workspace, self.folder, entry.image, entry.sha256)
-        if found.size != (entry.height, entry.width):
-            raise DataError(f"the manifest says {entry.width}x{entry.height}, the image is {found.size[1]}x{found.size[0]}")
-        artifact = workspace.store_mask(self._mask(entry, found.size))
+        file = self._known(entry) if entry.image is None else _read_image(workspace, self.folder, entry.image, entry.sha256)
+        if (file.width, file.height) != (entry.width, entry.height):
+            raise DataError(f"the manifest says {entry.width}x{entry.height}, the image is {file.width}x{file.height}")
+        artifact = workspace.store_mask(self._mask(entry, (file.height, file.width)))
+        drawn = datetime.fromisoformat(entry.updated_at)
+        mask = ImportedMask(artifact.location, artifact.sha256, artifact.sha256, entry.annotator, drawn)
+        # What had no split keeps none, unless one is named.
+        split = self.split if entry.split == Split.POOL and self.split is not None else Split(entry.split)
         with workspace.database.write() as session:
-            image = self._row(session, entry, found)
-            if entry.group is not None and image.group_name is None:
-                image.group_name = entry.group
-            same = imports.counts_already(session, image, artifact.sha256)
-            if same or truth.known_import(session, image.id, artifact.sha256):
-                return "unchanged"
-            mask = imports.ImportedMask(artifact.location, artifact.sha256, artifact.sha256, entry.annotator)
-            imports.record_mask(session, image, mask, workspace.label_set)
-        return "written"
-
-    def _row(self, session: Session, entry: Entry, found: _Found) -> Image:
-        """The image's row, in its split: the one it was exported from, one of the same content, or a new one."""
-        was_in_pool = entry.split == Split.POOL
-        split = self.split if was_in_pool and self.split is not None else Split(entry.split)
-        image = self._find(session, entry) or imports.find_image(session, found.uri, found.sha256)
-        if image is None:
-            self.outside_the_pool += split == Split.POOL
-            return imports.add_image(session, _new_row(found, split, entry.group))
-        if image.status == ImageStatus.MISSING:
-            image.status = ImageStatus.ACTIVE  # its bytes were just read
-        if not (was_in_pool and self.split is None):
-            imports.move(session, image, split)
-        return image
+            known = self._find(session, entry) or imports.find_image(session, file.uri, file.sha256)
+            outcome = imports.take(
+                session, replace(file, group=entry.group), mask, workspace.label_set, split=split, known=known
+            )
+        self.counts["outside_the_pool"] += known is None and split == Split.POOL
+        return outcome
 
     def _find(self, session: Session, entry: Entry) -> Image | None:
         """The image that is known here already: by its place, or by a content that nothing else has."""
@@ -256,14 +232,14 @@ class _Export:
         known = self.contents.get(entry.sha256) if self.often[entry.sha256] == 1 else None
         return session.get(Image, known) if known is not None else None
 
-    def _known(self, entry: Entry) -> _Found:
+    def _known(self, entry: Entry) -> ImportedFile:
         with self.workspace.database.read() as session:
             image = self._find(session, entry)
         if image is None or image.width is None or image.height is None:
             raise DataError(
                 "its image is neither in the export nor known here: `activeseg pool sync` first, or export with --images copy"
             )
-        return _Found(image.uri, image.sha256, image.size_bytes, (image.height, image.width))
+        return ImportedFile(image.uri, image.sha256, image.size_bytes, image.width, image.height)
 
     def _mask(self, entry: Entry, size: tuple[int, int]) -> Mask:
         label_set, limits = self.workspace.label_set, self.workspace.settings.pool
@@ -289,9 +265,11 @@ class _Export:
         return planes_of(planes, len(label_set.names), size, max_pixels=limits.max_pixels)
 
     def _coco(self, split: str) -> CocoFile:
-        if split not in self._files:
-            self._files[split] = self._read_coco(split)
-        file = self._files[split]
+        """The COCO file of a split. Names come split by split, so that one file at a time is held."""
+        if self._file is None or self._file[0] != split:
+            self._file = None  # let go of one before the next is read
+            self._file = (split, self._read_coco(split))
+        file = self._file[1]
         if isinstance(file, str):
             raise DataError(file)
         return file
@@ -302,7 +280,8 @@ class _Export:
         try:
             if relative not in self.manifest.files:
                 raise DataError(f"the manifest names no {relative}")
-            read_inside(self.folder, relative, sha256=self.manifest.files[relative], max_bytes=manifest.MAX_JSON_BYTES)
-            return parse_coco(load_json(inside(self.folder, relative)))
-        except (DataError, ConfigError) as error:
+            sha256 = self.manifest.files[relative]
+            data = read_inside(self.folder, relative, sha256=sha256, max_bytes=manifest.MAX_JSON_BYTES)
+            return parse_coco(parse_json(data, relative))
+        except DataError as error:
             return str(error)

@@ -1,97 +1,102 @@
-"""Replacing a whole folder at once: written beside, then put in its place."""
+"""A whole new folder at once: written beside, then put in its place by one rename.
+
+What is killed leaves no half folder under the name. Nothing is flushed to the disk before the rename, so that a power cut may
+cost what was written shortly before.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from activeseg.errors import ConfigError
 
-UNFINISHED = "UNFINISHED"
+MARKER = ".activeseg-unfinished"
 """A file in a folder that is still being written; its writer holds a lock on it."""
-
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
-def replaced(folder: Path, *, may_replace: Callable[[Path], bool], check: Callable[[Path], None]) -> Iterator[Path]:
-    """An empty folder `<folder>.partial` to write into; at the end it takes the place of `folder`.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which gets the name `folder` at the end; after an error it is removed.
 
-    Whoever is killed on the way leaves what was there whole, and an unfinished folder that the next call removes.
-    may_replace: whether a folder is one that this writer made. check: raises ConfigError where the folder in place must
-    stay. Raises ConfigError where a folder, also the one beside, holds something else, and while another process writes.
+    What a killed writer left is removed first. Raises ConfigError where `folder` is there and not empty, is a mount point,
+    or cannot be written, and while another process writes it.
     """
     folder = Path(os.path.realpath(folder))
-    partial, former = (folder.with_name(folder.name + ending) for ending in (".partial", ".partial-former"))
-    _remove_leftover(partial, may_replace)
-    if former.is_dir() and may_replace(former):  # killed between or after the two renames of `_put_in_place`
-        former.rename(partial if folder.exists() else folder)
-        _remove_leftover(partial, may_replace)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: name a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        check(folder)
-    partial.mkdir(parents=True)
-    with (partial / UNFINISHED).open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield partial
-            (partial / UNFINISHED).unlink()
-            _put_in_place(partial, folder, former)
-        finally:
-            # The unfinished one or, after the exchange, what was in its place before.
-            if partial.exists():
-                _remove(partial)
+    check_new(folder)
+    partial = folder.with_name(f".{folder.name}.activeseg-partial")
+    try:
+        with _being_written(partial):
+            try:
+                _empty(partial)
+                yield partial
+                check_new(folder)
+                # The marker goes along: a second writer must find it locked, or no folder at all.
+                partial.rename(folder)
+                (folder / MARKER).unlink()
+            except BaseException:
+                if partial.exists():
+                    _empty(partial)
+                    (partial / MARKER).unlink()
+                    partial.rmdir()
+                raise
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder; killed on the way, it leaves one that is known as unfinished."""
-    marker = folder / UNFINISHED
-    marker.touch()
-    for path in folder.iterdir():
+def check_new(folder: Path) -> None:
+    """Raise ConfigError unless a folder can get this name: nothing is there, or an empty folder."""
+    if os.path.ismount(folder):  # also '/'; nothing can be renamed to it
+        raise ConfigError(f"{folder} is a mount point: name a folder in it")
+    try:
+        there = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise ConfigError(f"{folder} is a file, or in one: name a new folder") from error
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}") from error
+    if there:
+        raise ConfigError(f"{folder} is not empty (it holds {there[0]!r}): name another folder or remove it")
+
+
+@contextmanager
+def _being_written(partial: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is being written, new or left by a killed writer."""
+    partial.mkdir(parents=True, exist_ok=True)
+    if not (partial / MARKER).is_file() and any(partial.iterdir()):
+        raise ConfigError(f"{partial} is in the way and was not left by an export: move it away")
+    with (partial / MARKER).open("ab") as lock:
+        if not _locked(lock) or not _is_there(lock, partial / MARKER):
+            raise ConfigError(f"another export is writing {partial}: wait for it, or name another folder")
+        yield
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system that knows no locks
+        raise ConfigError(f"{lock.name} cannot be locked: {error.strerror}; name a folder on another disk") from error
+    return True
+
+
+def _is_there(lock: BinaryIO, path: Path) -> bool:
+    """Whether the file that was locked still has its name: whoever held it before may have renamed its folder."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    return False
+
+
+def _empty(partial: Path) -> None:
+    for path in partial.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path != marker:
+        elif path.name != MARKER:
             path.unlink()
-    marker.unlink()
-    folder.rmdir()
-
-
-def _remove_leftover(partial: Path, may_replace: Callable[[Path], bool]) -> None:
-    if not partial.exists():
-        return
-    marker = partial / UNFINISHED
-    if not partial.is_dir() or not (marker.is_file() or may_replace(partial) or not any(partial.iterdir())):
-        raise ConfigError(f"{partial} is in the way and was not left by an export: move it away")
-    with suppress(FileNotFoundError), marker.open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another export is writing {partial}: wait for it, or name another folder") from error
-    _remove(partial)
-
-
-def _put_in_place(partial: Path, folder: Path, former: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        partial.replace(folder)  # an empty folder is replaced
-    elif not _exchange(partial, folder):
-        folder.rename(former)
-        partial.rename(folder)
-        former.rename(partial)  # removed like an unfinished one
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step, so that there is no moment without `other`. False where the system cannot.
-
-    Python has no call for it: Linux's renameat2 with RENAME_EXCHANGE, which some file systems do not know.
-    """
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)

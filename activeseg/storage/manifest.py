@@ -18,7 +18,9 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -90,15 +92,6 @@ class Manifest:
         }
         return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
-    def paths(self) -> dict[str, str]:
-        """Every file of the folder but the manifest, with the sha256 of its bytes."""
-        found = dict(self.files)
-        for entry in self.entries:
-            found |= entry.masks
-            if entry.image is not None:
-                found[entry.image] = entry.sha256
-        return found
-
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds an export of ours, of whatever version."""
@@ -140,13 +133,27 @@ def load_json(path: Path) -> Any:
             raise ConfigError(f"{path} is no regular file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_JSON_BYTES} that are read: split it")
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """The JSON of a file of this name. Raises DataError where it is none."""
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise DataError(f"{path} is no JSON: {' '.join(str(error).split())[:120]}") from error
+        raise DataError(f"{name} is no JSON: {' '.join(str(error).split())[:120]}") from error
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be written: JSON may hold halves of characters, which no file name and no column takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_inside(folder: Path, relative: str, *, sha256: str | None, max_bytes: int) -> bytes:
@@ -169,7 +176,9 @@ def read_inside(folder: Path, relative: str, *, sha256: str | None, max_bytes: i
 def inside(folder: Path, relative: str) -> Path:
     """The path of a file of the folder. Raises DataError for absolute paths, '..' and links that lead out of it."""
     parts = PurePosixPath(relative).parts
-    plain = bool(parts) and not any(part in ("..", "/") or "\\" in part or "\0" in part for part in parts)
+    plain = (
+        bool(parts) and is_unicode(relative) and not any(part in ("..", "/") or "\\" in part or "\0" in part for part in parts)
+    )
     path = Path(os.path.abspath(folder), *parts) if plain else None
     try:
         if path is not None and path.resolve().is_relative_to(folder.resolve()):
@@ -181,9 +190,11 @@ def inside(folder: Path, relative: str) -> Path:
 
 def _label_set(document: Mapping[str, Any], folder: Path) -> LabelSet:
     try:
-        return LabelSet.from_dict(document["label_set"])
+        label_set = LabelSet.from_dict(document["label_set"])
+        label_set.to_text().encode()
+        return label_set
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{folder / NAME} is damaged: label_set cannot be read ({str(error)[:120]})") from error
+        raise ConfigError(f"{folder / NAME} is damaged: label_set cannot be read ({ascii(str(error))[:120]})") from error
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -196,6 +207,10 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 def _entry(item: Any) -> Entry:
     if not isinstance(item, dict):
         raise DataError(f"expected an object; got {type(item).__name__}")
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise DataError("it has halves of characters in it, or lists in lists without end") from error
     values: dict[str, Any] = {known.name: item.get(known.name) for known in fields(Entry)}
     for name, kind in _KINDS.items():
         if not isinstance(values[name], kind) or isinstance(values[name], bool):
@@ -209,7 +224,15 @@ def _entry(item: Any) -> Entry:
     for name, limit in (("uri", 2048), ("group", 255), ("annotator", 255)):
         if len(values[name] or "") > limit or "\0" in (values[name] or ""):
             raise DataError(f"{name} is longer than {limit} characters, or has a zero in it")
-    return Entry(**values | {"masks": _hashes(values["masks"], "masks")})
+    return Entry(**values | {"masks": _hashes(values["masks"], "masks"), "updated_at": _moment(values["updated_at"])})
+
+
+def _moment(text: str) -> str:
+    with suppress(ValueError, OverflowError):
+        if (moment := datetime.fromisoformat(text)).tzinfo is not None:
+            moment.astimezone(UTC)  # fails where no database can hold it
+            return text
+    raise DataError(f"updated_at must be a time with its zone; got {text[:40]!r}")
 
 
 def _hashes(value: Any, what: str) -> dict[str, str]:

@@ -3,58 +3,26 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import SecretStr
 
-from activeseg.config import Settings, secret_or_new
-from activeseg.errors import ConfigError
+from activeseg.config import OwnSecret, Settings, own_secret
 
 DEFAULT_TOKEN_FILE = Path(".activeseg-serve-token")
-MIN_TOKEN_LENGTH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """The token callers must send.
+def bearer_token(settings: Settings) -> OwnSecret:
+    """What callers must send: from the environment, `[serve] token_file`, or a file beside the configuration, made if missing.
 
-    file: where it lies; None when it came from the environment.
-    explicit: a person set the token or named its file, so they know that there is one to keep.
-    """
-
-    value: SecretStr
-    file: Path | None
-    explicit: bool
-
-    @property
-    def place(self) -> str:
-        """Where a person finds it."""
-        return str(self.file or "the environment variable ACTIVESEG_SERVE__TOKEN")
-
-
-def bearer_token(settings: Settings) -> Token:
-    """The token from the environment, from `[serve] token_file`, or from a file beside the configuration.
-
-    A missing file is made with a random token and mode 0600. Raises ConfigError where others may read the file, or where
-    the token is too short to keep anybody out.
+    Raises ConfigError where others may read the file, or where the token is too short to keep anybody out.
     """
     section = settings.serve
-    if section.token is not None:
-        return _checked(Token(section.token, None, True))
-    file = settings.path(section.token_file or DEFAULT_TOKEN_FILE)
-    return _checked(Token(secret_or_new(None, file), file, section.token_file is not None))
-
-
-def _checked(token: Token) -> Token:
-    length = len(token.value.get_secret_value())
-    if length < MIN_TOKEN_LENGTH:
-        remedy = "delete the file, a new one is made" if token.file else "set a longer one, or unset it"
-        raise ConfigError(f"token in {token.place}: expected at least {MIN_TOKEN_LENGTH} characters, got {length}: {remedy}")
-    return token
+    named = settings.path(section.token_file) if section.token_file else None
+    default = settings.path(DEFAULT_TOKEN_FILE)
+    return own_secret(section.token, named, default=default, variable="ACTIVESEG_SERVE__TOKEN")
 
 
 def require_token(
@@ -64,7 +32,7 @@ def require_token(
     """A dependency: answers 401 unless the request carries the token of `app.state.token`."""
     if sent is None:
         raise _refused('Bearer realm="activeseg"', "send the header 'Authorization: Bearer TOKEN'")
-    token: Token = request.app.state.token
+    token: OwnSecret = request.app.state.token
     # Header values arrive decoded as latin-1: encoding them back gives the bytes that were sent.
     came = sent.credentials.encode("latin-1", "replace")
     if not secrets.compare_digest(came, token.value.get_secret_value().encode()):

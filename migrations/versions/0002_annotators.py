@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.util import CommandError
 
 revision = "0002"
 down_revision = "0001"
@@ -49,14 +50,33 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _require_no_shrunk_pictures()
     # What several annotators agreed on would count as one more person's work. Trainings that saw such a row keep it.
     op.execute(
         "UPDATE annotations SET status = 'deleted', deleted_at = CURRENT_TIMESTAMP "
         "WHERE consensus_of IS NOT NULL AND status <> 'deleted'"
     )
+    # Pictures of tasks not sent yet may be shrunk, too: they are delivered again.
+    op.execute("UPDATE tasks SET image_url = NULL, entropy_url = NULL WHERE status = 'planned'")
     for name in reversed(VIEWS):
         op.execute(f"DROP VIEW {name}")
     for column in ("consensus_of", "rubber_stamp", "ground_truth", "agreement", "overlap_share"):
         op.drop_column("annotations", column)
     for column in ("shown_height", "shown_width"):
         op.drop_column("tasks", column)
+
+
+def _require_no_shrunk_pictures() -> None:
+    """What is drawn on a shrunk picture cannot be read without its size: every answer to it would be quarantined."""
+    shrunk = op.get_bind().scalar(
+        sa.text(
+            "SELECT count(*) FROM tasks JOIN queries ON queries.id = tasks.query_id "
+            "JOIN images ON images.id = queries.image_id WHERE tasks.status = 'pushed' AND queries.status = 'pushed' "
+            "AND (tasks.shown_width <> images.width OR tasks.shown_height <> images.height)"
+        )
+    )
+    if shrunk:
+        raise CommandError(
+            f"{shrunk} open tasks show their image shrunk, and schema 0001 cannot read what is drawn on them: have them "
+            "answered, or delete them in Label Studio, then run `activeseg pull` and the downgrade again"
+        )

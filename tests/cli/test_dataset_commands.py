@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image as Pillow
 
 from tests.cli.commands import CommandLine
 from tests.factories import write_balls
@@ -35,8 +36,10 @@ def test_out_and_in_again(labelled: CommandLine, tmp_path: Path, layout: str) ->
 def test_splits_are_chosen_and_repeated(labelled: CommandLine, tmp_path: Path) -> None:
     assert labelled("dataset", "export", "--out", tmp_path / "out", "--split", "val").code == 0
     assert not (tmp_path / "out/train").exists()
-    assert labelled("dataset", "export", "--out", tmp_path / "out", "--split", "val", "--split", "train").code == 0
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["selection"] == {
+    answer = labelled("dataset", "export", "--out", tmp_path / "out", "--split", "val")
+    assert "is not empty (it holds 'classes.txt'): name another folder or remove it" in answer.error
+    assert labelled("dataset", "export", "--out", tmp_path / "both", "--split", "val", "--split", "train").code == 0
+    assert json.loads((tmp_path / "both/manifest.json").read_text())["selection"] == {
         "as_of": "today",
         "splits": ["train", "val"],
     }
@@ -59,6 +62,7 @@ def test_an_image_that_is_gone_is_listed_and_ends_with_an_error(labelled: Comman
             ["--as-of", "2026-11-01T00:00:00"],
             "2026-11-01T00:00:00 has no time zone: add one, as in 2026-11-01T00:00:00Z for UTC",
         ),
+        (["--as-of", "2999-11-01T00:00:00Z"], "2999-11-01T00:00:00+00:00 is yet to come"),
         (["--as-of", "yesterday"], "--as-of: expected a time like 2026-11-01T00:00:00Z; got 'yesterday'"),
         (["--as-of", "2026-11-01T00:00:00Z", "--training-run", "1"], "a training run and a time were named: give one of them"),
         (["--training-run", "1"], "training run 1 does not exist; there is none yet"),
@@ -77,6 +81,7 @@ def test_what_cannot_be_exported_is_told(labelled: CommandLine, tmp_path: Path, 
         ["--images", "a", "--masks", "b"],
         ["--masks", "b", "--split", "train"],
         ["--from", "a", "--masks", "b"],
+        ["--images", "a", "--masks", "b", "--split", "train", "--uncovered", "sky"],
         ["--images", "a", "--masks", "b", "--split", "pool"],
     ],
 )
@@ -90,3 +95,13 @@ def test_a_coco_file_needs_a_split_and_may_say_what_uncovered_pixels_are(labelle
     assert "add --split" in labelled("dataset", "import", "--from", tmp_path / "alone").error
     command = ("dataset", "import", "--from", tmp_path / "alone/annotations.json", "--images", tmp_path / "alone/images")
     assert labelled(*command, "--split", "test", "--uncovered", "sky", "--json").data[0]["written"] == 4
+
+
+def test_an_older_mask_is_counted_and_how_to_import_it_all_the_same_is_told(labelled: CommandLine, tmp_path: Path) -> None:
+    assert labelled("dataset", "export", "--out", tmp_path / "out").code == 0
+    images, masks = tmp_path / "train/images", tmp_path / "train/masks"
+    Pillow.new("L", (64, 48), 1).save(masks / "ball_0000.png")
+    labelled("dataset", "import", "--images", images, "--masks", masks, "--split", "train")
+    answer = labelled("dataset", "import", "--from", tmp_path / "out")
+    assert (answer.code, "unchanged 5, older 1" in answer.out) == (0, True)
+    assert answer.err.endswith("older: a newer mask counts for these images; --images and --masks import a mask all the same\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from activeseg.config import Settings, load_settings, read_secret, secret_or_new, write_secret
+from activeseg.config import OwnSecret, Settings, load_settings, own_secret, read_secret, write_secret
 from activeseg.errors import ConfigError
 
 SECRET = "sesame-open-9"
@@ -115,32 +115,57 @@ def test_without_a_token_the_error_says_where_to_get_one(tmp_path: Path) -> None
         load(tmp_path).labelstudio_token()
 
 
+def own(value: str | None, default: Path, *, named: Path | None = None) -> OwnSecret:
+    given = None if value is None else SecretStr(value)
+    return own_secret(given, named, default=default, variable="ACTIVESEG_X__KEY")
+
+
 def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "secrets/new"
-    made = secret_or_new(None, file)
-    assert len(made.get_secret_value()) >= 32
+    made = own(None, file)
+    assert len(made.value.get_secret_value()) >= 32
+    assert (made.file, made.explicit, made.place) == (file, False, str(file))
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert secret_or_new(None, file) == made
+    assert own(None, file) == made
     assert [found.name for found in file.parent.iterdir()] == ["new"]
+    assert made.value.get_secret_value() not in repr(made)
+
+
+def test_a_secret_in_a_file_that_a_person_named_was_set_by_hand(tmp_path: Path) -> None:
+    named = own(None, tmp_path / "default", named=tmp_path / "mine")
+    assert (named.file, named.explicit) == (tmp_path / "mine", True)
+    assert [found.name for found in tmp_path.iterdir()] == ["mine"]
 
 
 def test_all_who_ask_for_a_new_secret_at_once_get_the_same(tmp_path: Path) -> None:
     for number in range(20):
         file = tmp_path / str(number)
         with ThreadPoolExecutor(8) as threads:
-            made = list(threads.map(lambda _, file=file: secret_or_new(None, file).get_secret_value(), range(8)))
+            made = list(threads.map(lambda _, file=file: own(None, file).value.get_secret_value(), range(8)))
         assert set(made) == {file.read_text(encoding="utf-8").strip()}
 
 
 def test_a_given_secret_leaves_no_file(tmp_path: Path) -> None:
-    assert secret_or_new(SecretStr(SECRET), tmp_path / "new").get_secret_value() == SECRET
+    chosen = SECRET * 2
+    given = own(chosen, tmp_path / "new", named=tmp_path / "named")
+    assert (given.value.get_secret_value(), given.file, given.explicit) == (chosen, None, True)
+    assert given.place == "the environment variable ACTIVESEG_X__KEY"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_secret_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="cannot be made"):
-        secret_or_new(None, tmp_path / "file" / "new")
+        own(None, tmp_path / "file" / "new")
+
+
+@pytest.mark.parametrize("value", ["short", "x" * 15, "\u00fcn\u00efcode" * 5, "line\nbreak" * 5, "tab\t" * 9])
+def test_what_keeps_nobody_out_or_fits_in_no_header_is_refused_wherever_it_came_from(tmp_path: Path, value: str) -> None:
+    write_secret(tmp_path / "file", value)
+    for given, remedy in [(value, "set another one, or unset it"), (None, "delete the file and a new one is made")]:
+        with pytest.raises(ConfigError, match=f"at least 16 printable ASCII characters.*{remedy}") as caught:
+            own(given, tmp_path / "file")
+        assert value not in str(caught.value)
 
 
 def test_without_a_webhook_there_is_no_secret_and_none_is_made(tmp_path: Path) -> None:
@@ -162,6 +187,6 @@ def test_a_webhook_secret_that_keeps_nobody_out_or_fits_in_no_header_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("ACTIVESEG_LABELSTUDIO__WEBHOOK_SECRET", value)
-    with pytest.raises(ConfigError, match="the webhook's secret: expected at least 16") as caught:
+    with pytest.raises(ConfigError, match="ACTIVESEG_LABELSTUDIO__WEBHOOK_SECRET: expected at least 16") as caught:
         load(tmp_path).webhook_secret()
     assert value not in str(caught.value)

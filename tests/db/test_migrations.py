@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 
 from activeseg.db import migrate
 from activeseg.db.database import SCHEMA_REVISION, Database
-from activeseg.db.models import Model
+from activeseg.db.models import Model, Query, QueryStatus, Task, TaskStatus
 from activeseg.db.views import VIEWS
 from activeseg.errors import ConfigError, SchemaError
 from tests.db.rows import Rows
@@ -59,6 +59,43 @@ def test_a_downgrade_works_with_rows_in_every_corner(database: Database, rows: R
     for revision in [*[script.revision for script in scripts().walk_revisions()][1:], None]:
         migrate.downgrade(database, "-1")
         assert database.revision() == revision
+
+
+def corner_rows(rows: Rows, *, shown: tuple[int, int]) -> tuple[int, int]:
+    """A consensus row, a star and an open task whose picture has this size (height, width); ids of row and task's query."""
+    image, project = rows.image(), rows.project()
+    query = rows.query(rows.round(), image)
+    task = Task(labeling_project_id=project, query_id=query, key="k", status=TaskStatus.PUSHED, external_task_id=70)
+    task.shown_height, task.shown_width = shown
+    rows.add(task)
+    starred = rows.annotation(image, outside=(project, 1), at=1, ground_truth=True, agreement=0.5, overlap_share=0.1)
+    other = rows.annotation(image, outside=(project, 2), at=2, rubber_stamp=True)
+    return rows.annotation(image, outside=(project, 3), at=2, consensus_of=[starred, other]), query
+
+
+def test_a_downgrade_ends_what_annotators_agreed_on_and_keeps_what_they_drew(database: Database, rows: Rows) -> None:
+    agreed, _ = corner_rows(rows, shown=(48, 64))
+    migrate.downgrade(database, "0001")
+    with database.read() as session:
+        rows_now = session.execute(sa.text("SELECT id, status FROM annotations")).all()
+        statuses = {row.id: row.status for row in rows_now}
+        assert statuses == {agreed - 2: "valid", agreed - 1: "valid", agreed: "deleted"}
+        assert session.scalar(sa.text("SELECT annotation_id FROM current_annotations")) == agreed - 1
+    migrate.upgrade(database)
+    with database.read() as session:
+        assert session.scalar(sa.text("SELECT count(*) FROM annotations WHERE ground_truth OR consensus_of IS NOT NULL")) == 0
+
+
+def test_a_downgrade_is_refused_while_an_open_task_shows_its_image_shrunk(database: Database, rows: Rows) -> None:
+    _, query = corner_rows(rows, shown=(24, 32))
+    with pytest.raises(SchemaError, match=r"1 open tasks show their image shrunk.*have them answered, or delete them in Label"):
+        migrate.downgrade(database, "0001")
+    assert (database.revision(), names(database)[1]) == (SCHEMA_REVISION, set(VIEWS))
+    with database.write() as session:
+        assert session.scalar(sa.text("SELECT count(*) FROM annotations WHERE status = 'deleted'")) == 0
+        session.get_one(Query, query).status = QueryStatus.ANNOTATED
+    migrate.downgrade(database, "0001")
+    assert database.revision() == "0001"
 
 
 def test_an_upgrade_keeps_the_rows_of_each_earlier_schema(database: Database, rows: Rows) -> None:

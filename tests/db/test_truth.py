@@ -30,7 +30,7 @@ def counted(database: Database, split: Split | None = None) -> list[int]:
 
 def status_of(database: Database, query: int) -> QueryStatus:
     with database.write() as session:
-        truth.refresh_query(session, query)
+        truth.refresh_queries(session, [query])
         return session.get_one(Query, query).status
 
 
@@ -195,10 +195,32 @@ def test_a_pulled_version_is_known_by_project_number_and_moment(database: Databa
     project = rows.project()
     rows.annotation(rows.image(), outside=(project, 5), at=1)
     with database.read() as session:
-        assert truth.known_version(session, project, 5, minutes(1))
-        assert not truth.known_version(session, project, 5, minutes(2))
-        assert not truth.known_version(session, project, 6, minutes(1))
-        assert not truth.known_version(session, project + 1, 5, minutes(1))
+        assert truth.known_versions(session, project, [5, 6]) == {(5, minutes(1))}
+        assert truth.known_versions(session, project, [6]) == set()
+        assert truth.known_versions(session, project + 1, [5]) == set()
+
+
+def test_an_annotation_that_is_there_again_is_what_it_was(database: Database, rows: Rows) -> None:
+    project, image = rows.project(), rows.image()
+    query = rows.query(rows.round(), image)
+    numbers = {
+        rows.annotation(image, query_id=query, outside=(project, 5), at=1): AnnotationStatus.VALID,
+        rows.annotation(image, query_id=query, outside=(project, 6), at=1, status=SKIPPED): SKIPPED,
+        rows.annotation(
+            image, query_id=query, outside=(project, 7), at=1, status=QUARANTINED, reason="another size"
+        ): QUARANTINED,
+        rows.annotation(image, query_id=query, outside=(project, 8), at=1, status=DELETED): DELETED,
+    }
+    versions = [(number, minutes(1)) for number in (5, 6, 7)] + [(8, minutes(2))]
+    with database.write() as session:
+        for number in numbers:
+            session.get_one(Annotation, number).status = DELETED
+        truth.refresh_queries(session, [query])
+        assert session.get_one(Query, query).status == QueryStatus.PUSHED
+        assert truth.revive(session, project, versions) == 3
+        assert {number: session.get_one(Annotation, number).status for number in numbers} == numbers
+        assert session.get_one(Query, query).status == QueryStatus.ANNOTATED
+        assert truth.revive(session, project, versions) == 0
 
 
 @pytest.mark.parametrize(

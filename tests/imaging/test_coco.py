@@ -209,15 +209,97 @@ def test_an_image_of_another_size_than_the_file_says_is_refused() -> None:
         parse_coco(small()).mask("a.png", (5, 7), CLASSES, fill=UNLABELED)
 
 
-def test_images_listed_twice_and_annotations_of_none_are_problems() -> None:
+def test_images_listed_twice_cost_themselves_and_their_annotations() -> None:
     document = small()
     document["images"] += [{"id": 2, "file_name": "a.png"}, {"id": "x"}, 7, {"id": 9, "file_name": "c.png"}]
-    document["annotations"].append("annotation")
     file = parse_coco(document)
     assert list(file.images) == ["c.png"]
     assert file.problems["a.png"] == "its file name or its id is listed more than once"
     assert file.problems["images"].startswith("2 of them have")
-    assert file.problems["annotations"] == "3 of them belong to no listed image"
+
+
+@pytest.mark.parametrize("identity", [True, 1.0, "1", None, 2, [1], "\ud800"])
+def test_an_annotation_of_no_listed_image_refuses_the_file(identity: Any) -> None:
+    document = small()
+    document["annotations"].append(annotation([[0, 0, 5, 0, 5, 7]], 90) | {"image_id": identity})
+    with pytest.raises(DataError, match="annotation 3 belongs to no listed image: its image_id is ") as caught:
+        parse_coco(document)
+    str(caught.value).encode()
+    with pytest.raises(DataError, match="annotation 3 belongs to no listed image: its image_id is None"):
+        parse_coco(document | {"annotations": [*small()["annotations"], "annotation"]})
+
+
+def test_a_category_of_two_names_refuses_the_file_and_one_listed_twice_does_not() -> None:
+    document = small()
+    document["categories"].append({"id": 2, "name": "ground"})
+    assert parse_coco(document).categories[2] == "ground"
+    document["categories"].append({"id": 90, "name": "sky"})
+    with pytest.raises(DataError, match="category 90 is listed with two names: 'ball' and 'sky'"):
+        parse_coco(document)
+
+
+@pytest.mark.parametrize("identity", [True, 1.0, "1"])
+def test_a_category_id_that_is_no_whole_number_fails_its_image(identity: Any) -> None:
+    document = small()
+    document["categories"].append({"id": 1, "name": "sky"})
+    document["annotations"].append(annotation([[0, 0, 5, 0, 5, 7]], identity))
+    with pytest.raises(MaskError, match=f"category {identity!r} is not in the categories"):
+        parse_coco(document).mask("a.png", (7, 5), CLASSES, fill=UNLABELED)
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": [{"id": 1, "file_name": f"{HALF}.png", "width": 5, "height": 7}]},
+        {"images": [{"id": 1, "file_name": "a.png", "width": HALF, "height": 7}]},
+        {"categories": [{"id": 90, "name": HALF}, {"id": 2, "name": "ground"}]},
+        {"annotations": [annotation(HALF, 2)]},
+        {"annotations": [annotation({"size": HALF, "counts": [35]}, 2)]},
+        {"annotations": [annotation({"size": [7, 5], "counts": HALF}, 2)]},
+        {"annotations": [annotation([[0, 0, 5, 0, 5, HALF]], 2)]},
+        {"annotations": [annotation([[0, 0, 5, 0, 5, 7]], HALF)]},
+    ],
+)
+def test_halves_of_characters_cost_their_image_and_can_be_told(change: dict[str, Any]) -> None:
+    file = parse_coco(small() | change)
+    told = [*file.problems, *file.problems.values()]
+    if "a.png" in file.images:
+        with pytest.raises(MaskError) as caught:
+            file.mask("a.png", (7, 5), CLASSES, fill=UNLABELED)
+        told.append(str(caught.value))
+    assert told
+    "".join(told).encode()
+
+
+def test_more_annotations_or_polygons_than_are_read_are_refused() -> None:
+    polygon = [0, 0, 5, 0, 5, 7]
+    document = small()
+    document["annotations"] = [annotation([polygon], 2)] * 2_000
+    parse_coco(document).mask("a.png", (7, 5), CLASSES, fill=UNLABELED)
+    document["annotations"].append(annotation([polygon], 2))
+    with pytest.raises(MaskError, match="it has 2001 annotations, more than the 2000 that are read: merge some"):
+        parse_coco(document).mask("a.png", (7, 5), CLASSES, fill=UNLABELED)
+    document["annotations"] = [annotation([polygon] * 20_001, 2)]
+    with pytest.raises(MaskError, match="it has 20001 polygons, more than the 20000 that are read: give run lengths"):
+        parse_coco(document).mask("a.png", (7, 5), CLASSES, fill=UNLABELED)
+
+
+def test_a_small_polygon_on_a_large_picture_costs_its_box_only() -> None:
+    size = (3000, 4000)
+    square = [10, 10, 20, 10, 20, 20, 10, 20]
+    assert peak_of(lambda: draw_polygons([square], size) is None) < 3000 * 4000 * 1.1
+
+
+def test_an_image_without_annotations_is_annotated_only_if_our_exporter_says_so() -> None:
+    nothing = np.full((2, 3), UNLABELED, np.uint8)
+    document = written({"a.png": nothing, "b.png": np.zeros((2, 3), np.uint8)}, CLASSES)
+    assert [image.get("activeseg_annotated") for image in document["images"]] == [True, None]
+    assert all(image.annotated for image in parse_coco(document).images.values())
+    del document["images"][0]["activeseg_annotated"]
+    assert [image.annotated for image in parse_coco(document).images.values()] == [False, True]
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"images": [], "annotations": {}, "categories": []}, "text"])

@@ -18,6 +18,10 @@ from tests.labelstudio.seat import FOLD, PICTURE, Seat, distance_to_path, pictur
 pytestmark = [pytest.mark.labelstudio, pytest.mark.browser, pytest.mark.slow]
 
 HEIGHT, WIDTH, GREY = 360, 480, 128
+BOXES = """
+() => Object.fromEntries(Object.entries({tools: '.lsf-toolbar', labels: '.lsf-label', slider: '.lsf-tool__controls'}).map(
+    ([name, selector]) => [name, [...document.querySelectorAll(selector)].map(element => element.getBoundingClientRect())]))
+"""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ def test_an_annotator_sees_the_mask_on_the_image_and_the_map_beside_it(page, boa
     image, entropy = (page.locator(".konvajs-content").nth(number).bounding_box() for number in (0, 1))
     assert (image["y"], image["width"], image["height"]) == (entropy["y"], entropy["width"], entropy["height"])
     assert entropy["x"] >= image["x"] + image["width"]
+    boxes = page.evaluate(BOXES)
+    labels_top = min(box["top"] for box in boxes["labels"])
+    assert boxes["tools"]
+    assert all(box["bottom"] <= labels_top for box in boxes["tools"]), "the tools lie on the labels"
+    assert boxes["slider"][0]["top"] >= image["y"] - 1, "the slider for the brush's size is cut off"
     text = page.inner_text("body")
     assert "Least sure about: car, pole" in text
     assert all(name in text for name in used.labels.names)

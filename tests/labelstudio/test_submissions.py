@@ -58,6 +58,15 @@ def test_a_time_without_zone_is_utc_and_versions_come_oldest_first() -> None:
     assert (task.complete, task.key, task.sha256) == (True, "", "")
 
 
+def test_annotations_without_a_number_of_two_tasks_are_told_apart() -> None:
+    numbers = set()
+    for number in (1, 2):
+        task = read_task({"id": number, "data": {}, "annotations": [GOOD | {"id": None}]}, {})
+        assert task is not None
+        numbers |= {one.number for one in task.submissions}
+    assert len(numbers) == 2
+
+
 def test_what_has_no_number_leaves_open_which_annotations_are_gone() -> None:
     task = read_task({"id": 1, "data": {}, "annotations": [GOOD, GOOD | {"id": None}]}, {})
     assert task is not None

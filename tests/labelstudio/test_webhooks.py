@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from activeseg.demo.annotator import Browser
 from activeseg.errors import LabelStudioDoubt, LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.http import Http
+from activeseg.labelstudio.install import SERVER_VERSION
 from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.server import RunningServer
-from activeseg.labelstudio.webhooks import ACTIONS, ensure_webhook, find_webhook, refusal
+from activeseg.labelstudio.webhooks import ACTIONS, can_be_asked, ensure_webhook, find_webhook, refusal
 from activeseg.loop import advance_round
 from activeseg.scheduler import Scheduler, loop_jobs
 from activeseg.workspace import Workspace
@@ -56,25 +57,25 @@ def hook(**changes: Any) -> dict[str, Any]:
 
 @contextmanager
 def staged(
-    listed: list[dict[str, Any]], *answers: Any, probe: tuple[int, Any] = (400, {"detail": "invalid choice"})
+    listed: list[dict[str, Any]], *answers: Any, version: str = SERVER_VERSION, delays: tuple[float, ...] = ()
 ) -> Iterator[Any]:
     """A server that lists these hooks; what else it was sent is collected. Answers: to creating and changing calls."""
     sent: list[tuple[str, str, Any]] = []
     queue = list(answers)
 
     def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/version":
+            return httpx.Response(200, json={"release": version})
         if request.method == "GET":
             return httpx.Response(200, json=listed)
-        body = json.loads(request.content)
-        if "project" not in body and request.method == "POST":
-            return httpx.Response(probe[0], json=probe[1])
+        body = json.loads(request.content or b"{}")
         sent.append((request.method, request.url.path, body))
         answer = queue.pop(0) if queue else httpx.Response(200, json=hook() | body)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    http = Http("http://ls", "legacy", retry_delays=(), transport=httpx.MockTransport(handle))
+    http = Http("http://ls", "legacy", retry_delays=delays, transport=httpx.MockTransport(handle))
     yield http, sent
     http.close()
 
@@ -144,10 +145,53 @@ def test_a_lost_answer_to_making_it_is_a_doubt_and_it_is_not_made_twice(answer: 
     assert len(sent) == 1
 
 
-def test_a_refused_token_and_a_silent_server_are_no_refused_address() -> None:
-    with staged([], probe=(401, {"detail": "bad token"})) as (http, sent), pytest.raises(LabelStudioUnauthorized):
+@pytest.mark.parametrize("listed", [[], [hook(is_active=False)]], ids=["making", "mending"])
+def test_what_the_server_says_of_the_address_is_told_with_the_remedy_by_the_one_call(listed: list[dict[str, Any]]) -> None:
+    for status, said, remedy in [
+        (403, "URL resolves to a reserved network address (block: 127.0.0.0/8)", "SSRF_PROTECTION_ENABLED=false, or unset"),
+        (500, "Can't resolve hostname x", "whose host the server can look up"),
+        (400, "Enter a valid URL.", "whose host the server can look up"),
+    ]:
+        answer = httpx.Response(status, json={"detail": said})
+        with staged(listed, answer) as (http, sent), pytest.raises(LabelStudioError, match=remedy):
+            ensure_webhook(http, 3, URL, SECRET)
+        assert len(sent) == 1
+
+
+def test_another_reason_not_to_make_it_is_told_as_the_server_says_it() -> None:
+    answer = httpx.Response(404, json={"detail": "Project not found."})
+    with staged([], answer) as (http, _), pytest.raises(LabelStudioError, match="HTTP 404: Project not found"):
+        ensure_webhook(http, 3, URL, SECRET)
+
+
+@pytest.mark.parametrize("answer", [httpx.ReadTimeout("gone"), httpx.Response(500), httpx.Response(429)])
+def test_the_question_whether_an_address_is_refused_is_sent_once(answer: Any) -> None:
+    again = httpx.Response(201, json=hook(id=9))
+    with staged([], answer, again, delays=(0.0, 0.0)) as (http, sent), suppress(LabelStudioDoubt):
+        assert refusal(http, URL) is None
+    assert len(sent) == 1
+
+
+def test_a_server_that_makes_a_hook_of_the_question_has_it_deleted() -> None:
+    with staged([], httpx.Response(201, json=hook(id=31)), httpx.Response(204)) as (http, sent):
+        assert refusal(http, URL) is None
+    assert [(method, path) for method, path, _ in sent] == [("POST", "/api/webhooks/"), ("DELETE", "/api/webhooks/31/")]
+
+
+@pytest.mark.parametrize("version", ["1.24.0", "1.23.20", "", "2.0.0.dev1"])
+def test_a_server_of_another_version_is_not_asked_whether_it_refuses(version: str) -> None:
+    with staged([hook()], version=version) as (http, sent):
+        assert not can_be_asked(http)
+        assert refusal(http, URL) is None
         ensure_webhook(http, 3, URL, SECRET)
     assert sent == []
+
+
+def test_a_refused_token_and_a_silent_server_are_no_refused_address() -> None:
+    for call in (lambda http: refusal(http, URL), lambda http: ensure_webhook(http, 3, URL, SECRET)):
+        answer = httpx.Response(401, json={"detail": "bad token"})
+        with staged([], answer) as (http, _), pytest.raises(LabelStudioUnauthorized):
+            call(http)
     silent = Http("http://127.0.0.1:9", "legacy", retry_delays=())
     with pytest.raises(LabelStudioUnreachable):
         refusal(silent, URL)
@@ -180,6 +224,7 @@ def test_an_address_the_server_cannot_look_up_is_told_before_anything_is_made(
 
 @pytest.mark.labelstudio
 def test_looking_whether_an_address_is_refused_makes_nothing(client: LabelStudioClient) -> None:
+    assert can_be_asked(client.http)
     before = client.http.get("/api/webhooks/")
     assert refusal(client.http, "http://93.184.216.34:8090") is None
     assert refusal(client.http, "http://127.0.0.1:8090") is not None

@@ -6,12 +6,19 @@ import contextlib
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["drops the answer", "answers 504 after the commit", "answers 500 before it", "cuts the request in half"]
+Fault = Literal[
+    "drops the answer",
+    "answers 504 after the commit",
+    "answers 504 and forwards it 2 s later",
+    "answers 500 before it",
+    "cuts the request in half",
+]
 
 BEFORE = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 AFTER = b"HTTP/1.1 504 Gateway Time-out\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -37,6 +44,10 @@ def proxy(server_url: str, fault: Callable[[bytes], Fault | None]) -> Iterator[s
             if staged == "answers 500 before it":
                 self.request.sendall(BEFORE)
                 return
+            if staged == "answers 504 and forwards it 2 s later":
+                self.request.sendall(AFTER)
+                self.request.shutdown(socket.SHUT_WR)
+                time.sleep(2)
             with socket.create_connection((host, port), timeout=60) as upstream:
                 upstream.sendall(_closing(head))
                 if staged == "cuts the request in half":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from activeseg.config import load_settings
-from activeseg.core.labels import Mask
+from activeseg.core.labels import LabelSet, Mask
 from activeseg.db import lease
 from activeseg.labelstudio.registration import open_client
 from activeseg.stages import pull
@@ -22,8 +22,8 @@ def die_storing(masks: int) -> None:
     """Let this process be killed when its n-th mask is stored and no row knows of it yet."""
     store, done = Workspace.store_mask, []
 
-    def store_mask(workspace: Workspace, mask: Mask) -> Artifact:
-        stored = store(workspace, mask)
+    def store_mask(workspace: Workspace, mask: Mask, *, label_set: LabelSet | None = None) -> Artifact:
+        stored = store(workspace, mask, label_set=label_set)
         done.append(stored)
         if len(done) == masks:
             os.kill(os.getpid(), signal.SIGKILL)

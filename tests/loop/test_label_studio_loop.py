@@ -127,7 +127,7 @@ def test_edits_and_deletions_in_label_studio_are_seen_and_pulling_twice_writes_n
         assert session.get_one(Annotation, gone.id).status == AnnotationStatus.DELETED
         assert session.get_one(Query, gone.query_id).status == QueryStatus.PUSHED
         assert session.get_one(Annotation, kept[2].id).status == AnnotationStatus.DELETED
-        newest = truth.newest_versions(session, edited.query_id or 0)[-1]
+        newest = truth.newest_of_images(session, [edited.image_id])[-1]
         assert newest.id != edited.id
         assert (workspace.read_mask(newest.mask_location or "") == 255).all()
 

@@ -101,6 +101,10 @@ def test_a_killed_refresh_goes_on_and_a_pull_finds_nothing_new(
         with workspace.database.read() as session:
             assert len(session.scalars(sa.select(Annotation)).all()) == rows
         assert refresh_open_tasks(workspace, client).written == 0
+        assert client.model_version(project) == champion
+        client.set_model_version(project, "")
+        assert refresh_open_tasks(workspace, client).details == {"model_version": champion}
+        assert client.model_version(project) == champion
         assert json.dumps(tasks_of(client, project)[fresh[0]]["data"]) == json.dumps(after[fresh[0]]["data"])
 
 

@@ -115,6 +115,25 @@ def test_a_line_that_fails_at_every_second_request_sends_every_task_once(
     assert requests >= (6 if committed else 11), "a task that is there is not sent again, one that is not is"
 
 
+def test_a_gateway_that_gives_up_while_the_server_works_on_makes_no_task_twice(
+    make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any], labelstudio_server: RunningServer
+) -> None:
+    requests = 0
+
+    def first(head: bytes) -> Fault | None:
+        nonlocal requests
+        requests += creates_tasks(head)
+        return "answers 504 and forwards it 2 s later" if creates_tasks(head) and requests == 1 else None
+
+    with proxy(labelstudio_server.url, first) as url:
+        section = with_label_studio | {"url": url, "doubt_seconds": 60}
+        workspace = make_sqlite_workspace(pool=8, selection=SELECTION, labelstudio=section)
+        with open_client(workspace.settings) as client:
+            advance_round(workspace, client)
+            assert requests == 1, "what was on its way is not sent again"
+            assert check_once(workspace, client, 6)["removed"] == 0
+
+
 @dataclass
 class Stopped:
     """A process stopped with a request unsent, another that did its work meanwhile, and the first one gone on."""

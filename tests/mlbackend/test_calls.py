@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -26,7 +29,7 @@ from activeseg.nn.checkpoint import load_checkpoint
 from activeseg.nn.infer import Prediction, predict_masks
 from activeseg.records import ImageRef
 from activeseg.workspace import Workspace
-from tests.mlbackend.conftest import PASSWORD, promote
+from tests.mlbackend.conftest import PASSWORD, USER, promote
 
 Backend = Callable[..., TestClient]
 
@@ -296,6 +299,77 @@ def test_a_question_too_large_is_not_read_to_its_end(backend: Backend, monkeypat
     assert backend().post("/predict", content=b" " * 1001).status_code == 413
 
 
+def in_process(backend: Backend) -> httpx.AsyncClient:
+    """Calls whose bodies arrive as a test sends them."""
+    transport = httpx.ASGITransport(app=backend().app)
+    return httpx.AsyncClient(transport=transport, base_url="http://backend", auth=USER)
+
+
+@pytest.mark.parametrize(("path", "other"), [("/predict", "/setup"), ("/setup", "/predict")])
+def test_calls_whose_bodies_are_still_arriving_count(
+    backend: Backend, config: str, monkeypatch: pytest.MonkeyPatch, path: str, other: str
+) -> None:
+    monkeypatch.setattr(application, "MAX_CALLS", 2)
+    question = json.dumps({"tasks": [{}], "label_config": config, "schema": config}).encode()
+    codes: list[int] = []
+    read: list[str] = []
+
+    async def body(arrived: anyio.Event, rest: anyio.Event) -> AsyncIterator[bytes]:
+        yield question[:10]
+        arrived.set()
+        await rest.wait()
+        yield question[10:]
+
+    async def unread() -> AsyncIterator[bytes]:
+        read.append("read")
+        yield question
+
+    async def scenario() -> None:
+        rest = anyio.Event()
+        async with in_process(backend) as client, anyio.create_task_group() as group:
+
+            async def call(arrived: anyio.Event) -> None:
+                codes.append((await client.post(path, content=body(arrived, rest))).status_code)
+
+            for _ in range(2):
+                arrived = anyio.Event()
+                group.start_soon(call, arrived)
+                await arrived.wait()
+            assert (await client.post(path, content=unread())).status_code == 503
+            assert read == []
+            # Neither opened tasks nor bodies that stop keep the server from connecting, nor the reverse.
+            assert (await client.post(other, content=question)).status_code == 200
+            rest.set()
+        async with in_process(backend) as client:
+            assert (await client.post(path, content=question)).status_code == 200
+
+    anyio.run(scenario)
+    assert codes == [200, 200]
+
+
+def test_a_place_is_free_again_after_whatever_went_wrong(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "MAX_CALLS", 1)
+    monkeypatch.setattr(application, "MAX_BODY", 1000)
+    client = backend()
+    wrong = [b"{", b" " * 1001, b"[]", b'{"tasks": 3}', b"\xff"]
+    assert [client.post("/predict", content=body).status_code for body in wrong * 2] == [422, 413, 422, 422, 422] * 2
+
+
+def test_a_body_that_stops_in_the_middle_gives_its_place_back(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "MAX_CALLS", 1)
+    monkeypatch.setattr(application, "BODY_SECONDS", 0.01)
+
+    async def stops() -> AsyncIterator[bytes]:
+        yield b"{"
+        await anyio.sleep_forever()
+
+    async def scenario() -> list[int]:
+        async with in_process(backend) as client:
+            return [(await client.post("/predict", content=stops())).status_code for _ in range(2)]
+
+    assert anyio.run(scenario) == [408, 408]
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b'{"action": "START_TRAINING"}', bytes(2 * 2**20)])
 def test_the_webhook_needs_no_password_answers_and_does_nothing(workspace: Workspace, backend: Backend, body: bytes) -> None:
     client = backend()
@@ -331,11 +405,12 @@ def test_the_password_file_is_made_for_its_owner_and_a_weak_password_refused(
     from activeseg.mlbackend.auth import login
 
     made = login(make_sqlite_workspace(pool=1).settings)
-    assert made.file is not None
-    assert (made.file.name, made.file.stat().st_mode & 0o777, made.explicit) == (".activeseg-ml-backend-password", 0o600, False)
-    assert made.password.get_secret_value() not in repr(made)
+    file = made.password.file
+    assert file is not None
+    assert (file.name, file.stat().st_mode & 0o777, made.password.explicit) == (".activeseg-ml-backend-password", 0o600, False)
+    assert made.password.value.get_secret_value() not in repr(made)
     named = login(make_sqlite_workspace(pool=1, ml_backend={"password_file": "keys/ml"}).settings)
-    assert (named.file, named.explicit) == (tmp_path / "keys/ml", True)
+    assert (named.password.file, named.password.explicit) == (tmp_path / "keys/ml", True)
     for weak in ("short", "ünïcode" * 4):
         with pytest.raises(ConfigError, match="at least 16 printable ASCII") as caught:
             login(make_sqlite_workspace(pool=1, ml_backend={"password": weak}).settings)

@@ -84,16 +84,77 @@ def test_a_waiting_request_runs_the_pull_once(database: Database, pulling: Any, 
     assert row.taken_at == clock.time
 
 
-def test_a_hint_that_comes_while_the_pull_runs_is_pulled_after_it(database: Database, pulling: Any, runs: Runs) -> None:
+def test_a_hint_that_comes_while_the_pull_runs_is_pulled_after_it_rested(
+    database: Database, pulling: Any, runs: Runs, clock: Any
+) -> None:
     def work(check_stop: Callable[[], None]) -> str:
         if len(rows(database)) == 1:
             ask(database)
+        clock.move(seconds=100)
         return "worked"
 
     scheduler = pulling(work)
     ask(database)
-    assert [scheduler.serve_request() is not None for _ in range(3)] == [True, True, False]
+    served = []
+    for seconds in (0, 0, 29, 1, 60):
+        clock.move(seconds=seconds)
+        served.append(scheduler.serve_request() is not None)
+    # Thirty seconds from its end on, and it was one hint: no third pull.
+    assert served == [True, False, False, True, False]
     assert len(runs()) == 2
+
+
+def test_people_who_submit_all_the_time_do_not_keep_the_pull_running_all_the_time(
+    database: Database, pulling: Any, runs: Runs, clock: Any
+) -> None:
+    scheduler = pulling()
+    for _ in range(60):
+        ask(database)
+        scheduler.serve_request()
+        clock.move(seconds=3)
+    assert len(runs()) == 6
+    assert waiting(database)
+
+
+def test_a_restart_and_another_scheduler_keep_the_rest_too(
+    database: Database, database_url: str, pulling: Any, clock: Any
+) -> None:
+    ask(database)
+    assert pulling().serve_request() is not None
+    ask(database)
+    other = Database(database_url)
+    try:
+        assert pulling(database=other).serve_request() is None
+        clock.move(seconds=30)
+        assert pulling(database=other).serve_request() is not None
+    finally:
+        other.close()
+
+
+def test_a_planned_pull_keeps_no_hint_waiting(database: Database, clock: Any) -> None:
+    job = Job("pull", Cron("* * * * *", ZoneInfo("UTC"), key="pull"), lambda check_stop: "pull 3", on_request=True)
+    scheduler = Scheduler(database, [job], now=clock)
+    assert scheduler.tick("pull") is not None
+    ask(database)
+    assert scheduler.serve_request() is not None
+
+
+def test_a_clock_that_is_set_back_keeps_no_hint_waiting(database: Database, pulling: Any, clock: Any) -> None:
+    scheduler = pulling()
+    ask(database)
+    scheduler.serve_request()
+    ask(database)
+    clock.move(days=-1)
+    assert scheduler.serve_request() is not None
+
+
+def test_while_a_request_waits_for_its_rest_nothing_is_written(database: Database, pulling: Any, monkeypatch: Any) -> None:
+    scheduler = pulling()
+    ask(database)
+    scheduler.serve_request()
+    ask(database)
+    monkeypatch.setattr(database, "write", lambda: pytest.fail("the database was written to"))
+    assert scheduler.serve_request() is None
 
 
 def test_of_two_schedulers_one_gets_the_request(database: Database, database_url: str, pulling: Any, runs: Runs) -> None:

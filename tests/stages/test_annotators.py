@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,23 @@ import sqlalchemy as sa
 
 from activeseg.core.consensus import majority
 from activeseg.core.labels import UNLABELED
-from activeseg.db import truth
-from activeseg.db.models import Annotation, AnnotationStatus, LabelSetRow, Query, QueryStatus, Round, Task
+from activeseg.db import truth, votes
+from activeseg.db.models import (
+    Annotation,
+    AnnotationStatus,
+    Image,
+    LabelingProject,
+    LabelSetRow,
+    Query,
+    QueryStatus,
+    Round,
+    Split,
+    Task,
+    TrainingRun,
+    TrainingRunAnnotation,
+    TrainingStatus,
+)
+from activeseg.db.models.columns import now
 from activeseg.db.status import read_status
 from activeseg.workspace import Workspace
 from tests.db.rows import Rows
@@ -183,6 +199,62 @@ def test_everybody_has_one_vote_their_newest_annotation(quick_site: Site) -> Non
     assert np.array_equal(site.counting()[0], plain(0))
 
 
+@pytest.mark.parametrize(("address", "expected"), [("http://memory", 1), ("http://elsewhere", 2)])
+def test_whoever_worked_in_two_projects_of_a_server_has_one_vote(quick_site: Site, address: str, expected: int) -> None:
+    """Their second annotation may even have the number of the first."""
+    site = quick_site
+    item = site.submit(site.tasks[0], site.result(plain(0)), person=1)
+    site.pull()
+    with site.workspace.database.write() as session:
+        drawn = session.scalars(sa.select(Annotation)).one()
+        former = Rows(site.workspace.database).project
+        held = {"image_id": drawn.image_id, "label_set_id": drawn.label_set_id, "mask_location": drawn.mask_location}
+        held |= {"mask_sha256": drawn.mask_sha256, "query_id": drawn.query_id, "source": drawn.source, "status": VALID}
+        moment = (drawn.external_updated_at or now()) - timedelta(hours=1)
+    number = former(external_id=9, instance="former")
+    with site.workspace.database.write() as session:
+        session.get_one(LabelingProject, number).server_url = address
+        before = {"external_annotation_id": item["id"], "external_updated_at": moment, "annotator": "1"}
+        truth.record(session, Annotation(labeling_project_id=number, **before, **held))
+    with site.workspace.database.read() as session:
+        assert votes.contested(session) == [held["image_id"]]
+        (ballot,) = votes.ballots(session, [held["image_id"]])
+    assert (len(ballot.masks), len(ballot.votes)) == (2, expected)
+
+
+def test_a_star_that_decides_nothing_makes_no_new_outcome(site: Site) -> None:
+    first, *_ = three_people(site)
+    site.pull()
+    (before,) = outcomes(site)
+    first["ground_truth"] = True
+    site.server.tasks[site.tasks[0]]["updated"] = site.tick()
+    assert site.pull().details == {"stars moved": 1}
+    assert [row.id for row in outcomes(site)] == [before.id]
+
+
+def test_votes_counted_again_to_the_same_mask_are_nothing_new_to_train_on(site: Site) -> None:
+    *_, third = three_people(site)
+    site.pull()
+    (before,) = outcomes(site)
+    with site.workspace.database.write() as session:
+        session.get_one(Image, before.image_id).split = Split.TRAIN
+        configuration = {"status": TrainingStatus.DONE, "reason": "test", "configuration": {}, "code_version": "0"}
+        run = TrainingRun(label_set_id=before.label_set_id, num_images=1, **configuration)
+        session.add(run)
+        session.flush()
+        session.add(TrainingRunAnnotation(training_run_id=run.id, annotation_id=before.id))
+    site.edit(site.tasks[0], third)
+    assert site.pull().details == {"valid": 1, "consensus": 1}
+    (again,) = outcomes(site)
+    assert (again.id != before.id, again.mask_sha256) == (True, before.mask_sha256)
+    with site.workspace.database.read() as session:
+        assert truth.untrained(session) == 0
+    site.edit(site.tasks[0], third, result=site.result(halves(0, 1)))
+    site.pull()
+    with site.workspace.database.read() as session:
+        assert truth.untrained(session) == 1
+
+
 def test_annotations_without_a_name_are_different_peoples(quick_site: Site) -> None:
     for value in (0, 0, 1):
         quick_site.submit(quick_site.tasks[0], quick_site.result(plain(value)), person=None)
@@ -266,6 +338,8 @@ def ranked(site: Site) -> list[int]:
         ).all()
     for place, (_, image) in enumerate(pairs):
         rows.score(config, image, 10.0 - place)
+    with site.workspace.database.write() as session:
+        session.scalars(sa.select(Round)).one().opened_at = now()
     return [task for task, _ in pairs]
 
 
@@ -316,6 +390,20 @@ def test_nothing_is_uncertain_without_a_model(four: Site) -> None:
     stamp(four, four.tasks[0], lead_time=0.5)
     four.pull()
     assert [row.rubber_stamp for row in four.rows()] == [False]
+
+
+def test_images_scored_after_the_round_was_opened_do_not_make_its_own_more_or_less_uncertain(four: Site) -> None:
+    first, second, third, _ = ranked(four)
+    rows = Rows(four.workspace.database)
+    with four.workspace.database.read() as session:
+        config = session.scalars(sa.select(Round)).one().scoring_config_id or 0
+    rows.run(config)
+    for value in (100.0, 100.0, 100.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
+        rows.score(config, rows.image(), value)
+    for task in (first, second, third):
+        stamp(four, task, lead_time=1.0)
+    four.pull()
+    assert [row.rubber_stamp for row in four.rows()] == [True, True, False]
 
 
 @pytest.mark.parametrize("acquisition", ["entropy_sum", "margin_mean"])

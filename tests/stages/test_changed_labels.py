@@ -14,13 +14,14 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
 
-from activeseg.core.labels import LabelSet
+from activeseg.core.labels import UNLABELED, LabelSet
 from activeseg.db import checkpoints, lease, truth
 from activeseg.db.models import (
     Annotation,
     AnnotationStatus,
     Checkpoint,
     LabelingProject,
+    LabelSetRow,
     Prediction,
     Query,
     QueryStatus,
@@ -82,8 +83,53 @@ def test_work_on_pre_annotations_is_pulled_although_the_class_list_grew(
     assert pull_annotations(now, server).details == {"valid": 3}
     with now.database.read() as session:
         rows = session.scalars(sa.select(Annotation)).all()
-    assert [row.changed_share for row in rows] == [None] * 3
-    assert all(len(now.read_mask(row.mask_location or "")) == len(now.label_set.names) for row in rows)
+        shown = set(session.scalars(sa.select(Prediction.mask_location)))
+        drawn_for = [session.get_one(LabelSetRow, row.label_set_id).definition["names"] for row in rows]
+    # Stored as what they are: masks of the classes they were drawn for, like the predictions nobody had to correct.
+    assert ([row.changed_share for row in rows], {row.mask_location for row in rows}) == ([0.0] * 3, shown)
+    assert drawn_for == [list(CLASSES.names)] * 3
+    for row in rows:
+        mask = now.read_mask(row.mask_location or "", row.mask_sha256, label_set=before.label_set)
+        assert mask.shape == (len(CLASSES.names), 48, 64)
+
+
+@pytest.mark.parametrize("uncovered", ["ignore", "ball", "cloud"])
+def test_masks_of_a_former_project_keep_its_numbering_when_the_classes_are_reordered(
+    make_workspace: Make, tmp_path: Path, uncovered: str
+) -> None:
+    """Two annotators, corrected and untouched work, pixels under no region: all in the numbers of the classes they saw."""
+    server, consensus = MemoryLabelStudio(), {"consensus": "majority"}
+    common = {"pool": 3, "selection": SELECTION}
+    before = make_workspace(labelstudio=section("one") | consensus, **common)
+    push(before, server, annotator_of(before))
+    untouched, corrected, contested = server.task_ids(1)
+    server.submit(untouched, server.tasks[untouched]["predictions"][0]["result"])
+    drawn = np.full((48, 64), UNLABELED, np.uint8)
+    drawn[:, :20], drawn[:10, 30:] = 2, 1
+    server.submit(corrected, mask_to_result(drawn, CLASSES, kind="brush"))
+    for person, task in ((1, contested), (2, contested)):
+        server.submit(task, mask_to_result(np.full((48, 64), 1, np.uint8), CLASSES, kind="brush"))
+        server.tasks[task]["annotations"][-1]["completed_by"] = person
+    now = make_workspace(labelstudio=section("two") | consensus | {"uncovered": uncovered}, **common)
+    sky, ground, ball, void = CLASSES.to_text().splitlines()
+    (tmp_path / "classes.txt").write_text("\n".join((ball, "cloud", void, ground, sky)) + "\n")
+    assert now.label_set.names == ("ball", "cloud", "void", "ground", "sky")
+    report = pull_annotations(now, server)
+    assert report.details == {"valid": 4, "consensus": 1}
+    with now.database.read() as session:
+        rows = session.scalars(sa.select(Annotation).order_by(Annotation.id)).all()
+        drawn_for = {tuple(session.get_one(LabelSetRow, row.label_set_id).definition["names"]) for row in rows}
+        prediction = session.scalars(sa.select(Prediction.mask_location).join(Task).where(Task.external_task_id == untouched))
+        shown = before.read_mask(prediction.one(), label_set=CLASSES)
+    assert drawn_for == {CLASSES.names}
+    masks = {row.external_task_id: now.read_mask(row.mask_location or "", row.mask_sha256) for row in rows}
+    # 'cloud' is none of the former project's classes: what nobody covered stays unlabelled there.
+    fill = CLASSES.names.index("ball") if uncovered == "ball" else UNLABELED
+    assert np.array_equal(masks[corrected], np.where(drawn == UNLABELED, np.uint8(fill), drawn))
+    assert np.array_equal(masks[untouched], np.where(shown == UNLABELED, np.uint8(fill), shown))
+    assert (masks[contested] == 1).all()
+    assert (masks[None] == 1).all()
+    assert {row.changed_share for row in rows if row.external_task_id == untouched} == {0.0}
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,7 +30,7 @@ from activeseg.stages.dataset import import_dataset
 from activeseg.stages.export import ExportRequest, export_dataset
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.train import train_challenger
-from activeseg.storage import folders
+from activeseg.storage import folders, manifest
 from activeseg.storage.objects import ObjectSource
 from activeseg.workspace import Workspace
 from tests.factories import CLASSES, WorkspaceFactory, write_balls, write_class_folders
@@ -119,16 +122,15 @@ def test_two_databases_give_the_same_bytes_for_the_same_labels(
 
 @pytest.mark.parametrize("layout", ["masks", "coco"])
 @pytest.mark.parametrize("images", ["link", "copy", "none"])
-def test_repeated_it_gives_the_same_bytes_in_place_of_the_earlier_one(
+def test_repeated_into_another_folder_it_gives_the_same_bytes(
     sqlite_labelled: Workspace, tmp_path: Path, layout: Any, images: Any
 ) -> None:
     request = ExportRequest(layout=layout, images=images)
     export_dataset(sqlite_labelled, tmp_path / "out", request)
     first = tree(tmp_path / "out")
-    export_dataset(sqlite_labelled, tmp_path / "out", request)
     export_dataset(sqlite_labelled, tmp_path / "deep/other", request)
-    assert tree(tmp_path / "out") == first == tree(tmp_path / "deep/other")
-    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+    assert first == tree(tmp_path / "deep/other")
+    assert not [path for path in tmp_path.rglob(".*") if "activeseg" in path.name]
     assert ("train/images/ball_0100.png" in first) == (images != "none")
 
 
@@ -144,8 +146,8 @@ def test_only_the_wanted_splits_are_exported(sqlite_labelled: Workspace, tmp_pat
     export_dataset(sqlite_labelled, tmp_path / "out", ExportRequest(splits=(Split.VAL,)))
     assert {item["split"] for item in manifest_of(tmp_path / "out")["images"]} == {"val"}
     with pytest.raises(NotReadyError, match="nothing to export: no annotation counts in test"):
-        export_dataset(sqlite_labelled, tmp_path / "out", ExportRequest(splits=(Split.TEST,)))
-    assert (tmp_path / "out/manifest.json").exists()
+        export_dataset(sqlite_labelled, tmp_path / "none", ExportRequest(splits=(Split.TEST,)))
+    assert not (tmp_path / "none").exists()
 
 
 def test_images_that_are_gone_or_changed_and_broken_masks_are_left_out_with_the_reason(
@@ -348,52 +350,117 @@ def test_masks_of_other_classes_are_not_mixed_and_keep_their_own_class_list(sqli
     workspace.database.close()
 
 
-def test_a_folder_that_holds_anything_else_is_left_alone(sqlite_labelled: Workspace, tmp_path: Path) -> None:
+def test_a_folder_that_holds_anything_is_refused_and_left_alone(sqlite_labelled: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     export_dataset(sqlite_labelled, out, MASKS)  # an empty one is taken
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"notes.txt was not put there by an export: move it away"):
+    before = tree(out)
+    with pytest.raises(ConfigError, match=r"out is not empty \(it holds 'classes.txt'\): name another folder or remove it"):
         export_dataset(sqlite_labelled, out, MASKS)
-    (out / "notes.txt").unlink()
-    mask = out / "train/masks/ball_0100.png"
-    Pillow.new("L", (64, 48), 2).save(mask)
-    with pytest.raises(ConfigError, match=r"ball_0100.png changed since it was exported: import it first or move it away"):
-        export_dataset(sqlite_labelled, out, MASKS)
-    mask.unlink()
-    export_dataset(sqlite_labelled, out, MASKS)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/file").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty and holds no export: name a new folder"):
-        export_dataset(sqlite_labelled, tmp_path / "other", MASKS)
-    with pytest.raises(ConfigError, match="is a file: name a folder"):
-        export_dataset(sqlite_labelled, tmp_path / "other/file", MASKS)
+    assert tree(out) == before
+    with pytest.raises(ConfigError, match="is a file, or in one: name a new folder"):
+        export_dataset(sqlite_labelled, out / "classes.txt", MASKS)
+    with pytest.raises(ConfigError, match="is a file, or in one: name a new folder"):
+        export_dataset(sqlite_labelled, out / "classes.txt/deep", MASKS)
     with pytest.raises(ConfigError, match=r"is in the pool .*, which would take its images for new ones"):
         export_dataset(sqlite_labelled, tmp_path / "pool/out", MASKS)
-    assert (tmp_path / "other/file").read_text() == "mine"
+    with pytest.raises(ConfigError, match=r"is in the artifacts folder .*, which is not to hold other files"):
+        export_dataset(sqlite_labelled, sqlite_labelled.artifacts.root / "out", MASKS)
+    with pytest.raises(ConfigError, match="cannot be written: File name too long"):
+        export_dataset(sqlite_labelled, tmp_path / ("n" * 250), MASKS)
+
+
+def test_a_mount_point_is_refused_at_the_start(sqlite_labelled: Workspace) -> None:
+    with pytest.raises(ConfigError, match="/ is a mount point: name a folder in it"):
+        export_dataset(sqlite_labelled, Path("/"), MASKS)
+    with pytest.raises(ConfigError, match="/proc is a mount point: name a folder in it"):
+        export_dataset(sqlite_labelled, Path("/proc"), MASKS)
+
+
+def test_a_link_to_a_folder_is_followed(sqlite_labelled: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export_dataset(sqlite_labelled, tmp_path / "link", MASKS)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real/manifest.json").exists()
 
 
 def test_an_unfinished_folder_of_a_killed_export_is_removed_and_somebody_elses_is_not(
     sqlite_labelled: Workspace, tmp_path: Path
 ) -> None:
-    partial = tmp_path / "out.partial"
+    partial = tmp_path / ".out.activeseg-partial"
     partial.mkdir()
     (partial / "mine").write_text("mine")
-    with pytest.raises(ConfigError, match=r"out\.partial is in the way and was not left by an export: move it away"):
+    with pytest.raises(ConfigError, match=r"activeseg-partial is in the way and was not left by an export: move it away"):
         export_dataset(sqlite_labelled, tmp_path / "out", MASKS)
-    (partial / "UNFINISHED").touch()
+    assert (partial / "mine").read_text() == "mine"
+    (partial / folders.MARKER).touch()
     export_dataset(sqlite_labelled, tmp_path / "out", MASKS)
     assert not partial.exists()
+    assert not (tmp_path / "out/mine").exists()
 
 
 def test_of_two_exports_into_one_folder_the_second_is_refused(sqlite_labelled: Workspace, tmp_path: Path) -> None:
     def second(done: int, planned: int) -> None:
         if done == 1:
-            with pytest.raises(ConfigError, match=r"another export is writing .*out\.partial: wait for it"):
+            with pytest.raises(ConfigError, match=r"another export is writing .*activeseg-partial: wait for it"):
                 export_dataset(sqlite_labelled, tmp_path / "out", MASKS)
 
     assert export_dataset(sqlite_labelled, tmp_path / "out", MASKS, on_progress=second).written == 5
     assert (tmp_path / "out/manifest.json").exists()
+
+
+def test_what_came_into_the_folder_meanwhile_is_not_written_over(sqlite_labelled: Workspace, tmp_path: Path) -> None:
+    def somebody(done: int, planned: int) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/mine").write_text("mine")
+
+    with pytest.raises(ConfigError, match=r"is not empty \(it holds 'mine'\)"):
+        export_dataset(sqlite_labelled, tmp_path / "out", MASKS, on_progress=somebody)
+    assert [path.name for path in tmp_path.glob("*out*")] == ["out"]
+    assert tree(tmp_path / "out").keys() == {"mine"}
+
+
+@pytest.mark.parametrize("call", ["flock", "mkdir"])
+def test_a_disk_that_cannot_do_it_is_told_with_its_path(
+    sqlite_labelled: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOLCK if call == "flock" else errno.ENOSPC, "no way", str(tmp_path / ".out.activeseg-partial"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl if call == "flock" else Path, call, fail)
+        with pytest.raises(ConfigError, match=r"\.out\.activeseg-partial.* cannot be (locked|written): no way"):
+            export_dataset(sqlite_labelled, tmp_path / "out", MASKS)
+
+
+def test_a_time_to_come_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is yet to come: what will count then cannot be exported"):
+        ExportRequest(as_of=now() + timedelta(hours=1))
+
+
+def test_each_row_that_is_left_out_counts_also_those_of_one_file(sqlite_labelled: Workspace, tmp_path: Path) -> None:
+    with sqlite_labelled.database.write() as session:
+        uri = session.get_one(Image, 1).uri
+        session.execute(sa.update(Image).where(Image.id.in_([2, 3])).values(uri=uri))
+    Path(uri).unlink()
+    report = export_dataset(sqlite_labelled, tmp_path / "out", MASKS)
+    assert (report.written, report.failed, len(report.details["problems"])) == (2, 3, 3)
+
+
+def test_a_coco_file_that_no_import_would_read_is_refused(
+    sqlite_labelled: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_dataset(sqlite_labelled, tmp_path / "known", COCO_FILES)
+    sizes = {path.parent.name: path.stat().st_size for path in (tmp_path / "known").glob("*/annotations.json")}
+    monkeypatch.setattr(manifest, "MAX_JSON_BYTES", sizes["train"])
+    export_dataset(sqlite_labelled, tmp_path / "fits", COCO_FILES)
+    monkeypatch.setattr(manifest, "MAX_JSON_BYTES", sizes["train"] - 1)
+    with pytest.raises(
+        ConfigError, match=r"the COCO file of 'train' has more than the \d+ bytes .*: export with --format masks"
+    ):
+        export_dataset(sqlite_labelled, tmp_path / "out", COCO_FILES)
+    assert [path.name for path in tmp_path.glob("*out*")] == []
 
 
 class Bucket:
@@ -439,38 +506,34 @@ def killed_at(step: int, workspace: Workspace, out: Path) -> bool:
 
         return call
 
-    for name in ("link", "rename", "replace", "unlink", "mkdir", "rmdir"):
+    for name in ("link", "rename", "unlink", "mkdir", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
     Path.write_bytes = dying(Path.write_bytes)  # type: ignore[method-assign]
-    folders._exchange = dying(folders._exchange)
     try:
         export_dataset(Workspace(workspace.settings, Database(workspace.settings.database_url)), out, MASKS)
     finally:
         os._exit(0)
 
 
-@pytest.mark.parametrize("exchange", ["by the system", "by two renames"])
 @pytest.mark.slow
-def test_killed_anywhere_it_leaves_a_whole_export_and_the_next_one_ends_it(
-    sqlite_labelled: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str
+def test_killed_anywhere_it_leaves_nothing_under_the_name_or_all_and_the_next_one_ends_it(
+    sqlite_labelled: Workspace, tmp_path: Path
 ) -> None:
     workspace, out = sqlite_labelled, tmp_path / "out"
-    if exchange == "by two renames":
-        monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     export_dataset(workspace, tmp_path / "new", MASKS)
-    wanted, step, killed = tree(tmp_path / "new"), 0, True
-    export_dataset(workspace, out, ExportRequest(splits=(Split.VAL,)))
-    earlier = tree(out)
+    wanted, step, killed, seen = tree(tmp_path / "new"), 0, True, set()
     while killed:
         step += 1
         killed = killed_at(step, workspace, out)
-        # Between the two renames it lies beside, whole, until the next export.
-        there = out if out.exists() else tmp_path / "out.partial-former"
-        assert exchange == "by two renames" or there == out
-        assert tree(there) in ((earlier, wanted) if killed else (wanted,)), step
-        if tree(there) == wanted and step % 3:  # let the earlier one be replaced again
-            export_dataset(workspace, out, ExportRequest(splits=(Split.VAL,)))
-    export_dataset(workspace, out, MASKS)
-    assert step > 30
+        seen.add(out.exists())
+        if out.exists():
+            # Between the rename and the end its marker is still there.
+            found = tree(out)
+            found.pop(folders.MARKER, None)
+            assert found == wanted, step
+            if killed:
+                shutil.rmtree(out)
+    assert step > 20
+    assert seen == {False, True}
     assert tree(out) == wanted
-    assert not list(tmp_path.glob("out.*"))
+    assert not list(tmp_path.glob(".*activeseg*"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from activeseg.db.models import AnnotationStatus
+from activeseg.errors import LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.labelstudio.regions import MAX_REGIONS
 from activeseg.workspace import Workspace
 from tests.stages.pulling import Site, plain, reasons
@@ -99,6 +100,89 @@ def test_numbers_as_text_are_numbers(site: Site) -> None:
     assert site.rows()[0].external_annotation_id == int(item["id"])
 
 
+def test_a_task_that_cannot_be_exported_keeps_no_other_from_being_pulled(site: Site) -> None:
+    for task in site.tasks:
+        site.submit(task, site.result(plain(0)))
+    first, broken, last = site.tasks
+    export, asked = site.server.export_tasks, []
+
+    def fails(project: int, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        asked.append(list(numbers))
+        if broken in numbers:
+            raise LabelStudioError("HTTP 500: nobody can serialise this")
+        return export(project, numbers)
+
+    site.server.export_tasks = fails
+    report = site.pull()
+    assert (report.written, report.failed) == (2, 1)
+    problem = {f"task {broken} of Label Studio project 1": "HTTP 500: nobody can serialise this"}
+    assert report.details == {"valid": 2, "not exported": 1, "problems": problem}
+    assert asked == [[first, broken, last], [first], [broken], [last]]
+    site.server.export_tasks = export
+    assert site.pull(full=True).details == {"valid": 1}
+
+
+def test_an_export_that_came_back_empty_is_mended_by_a_full_one(site: Site) -> None:
+    """To a pull the annotations are deleted; what they were comes back with the next answer that has them."""
+    site.submit(site.tasks[0], site.result(plain(0)))
+    site.submit(site.tasks[1], site.result(plain(1)), was_cancelled=True)
+    site.pull()
+    before = [(row.id, row.status, row.mask_location) for row in site.rows()]
+    for task in site.tasks[:2]:
+        site.server.tasks[task]["updated"] = site.tick()
+    export = site.server.export_tasks
+    site.server.export_tasks = lambda project, numbers: []
+    assert site.pull().details == {"deleted": 2}
+    assert (site.counting(), {row.status for row in site.rows()}) == ([], {AnnotationStatus.DELETED})
+    site.server.export_tasks = export
+    assert site.pull(full=True).details == {"there again": 2}
+    assert [(row.id, row.status, row.mask_location) for row in site.rows()] == before
+    assert len(site.counting()) == 1
+
+
+@pytest.mark.parametrize("error", [LabelStudioUnreachable("gone"), LabelStudioUnauthorized("refused")])
+def test_a_server_that_is_away_is_not_a_task_that_cannot_be_exported(site: Site, error: LabelStudioError) -> None:
+    site.submit(site.tasks[0], site.result(plain(0)))
+    site.server.export_tasks = raising(error)
+    with pytest.raises(type(error)):
+        site.pull()
+
+
+@pytest.mark.parametrize("error", [LabelStudioError("HTTP 502: bad gateway"), RecursionError()])
+def test_where_nothing_can_be_exported_the_next_pull_begins_there_again(site: Site, error: Exception) -> None:
+    item = site.submit(site.tasks[0], site.result(plain(0)))
+    site.pull()
+    site.edit(site.tasks[0], item)
+    export = site.server.export_tasks
+    site.server.export_tasks = raising(error)
+    assert site.pull().details["not exported"] == 1
+    assert [row.status for row in site.rows()] == [VALID]
+    site.tick()
+    site.server.export_tasks = export
+    assert site.pull().details == {"valid": 1}
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def export(project: int, numbers: Sequence[int]) -> Any:
+        raise error
+
+    return export
+
+
+def test_nesting_that_no_parser_bears_costs_its_own_annotation_only(site: Site) -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    good = site.submit(site.tasks[0], site.result(plain(0)))
+    for fields in ({"id": deep}, {"updated_at": deep}, {"was_cancelled": deep}, {"result": deep}, {"result": [deep]}):
+        item = site.submit(site.tasks[0], site.result(plain(0)))
+        item |= fields
+    site.server.export_tasks = lambda project, ids: [site.server.tasks[site.tasks[0]] | {"id": site.tasks[0]}]
+    assert site.pull().details == {"valid": 1, "quarantined": 5}
+    assert [row.external_annotation_id for row in site.rows(VALID)] == [good["id"]]
+    assert any("nested too deeply" in reason for reason in reasons(site.rows(QUARANTINED)))
+
+
 @pytest.mark.parametrize("data", [None, [], "data", {}, {"key": 5}, {"key": ["x"], "sha256": {}}])
 def test_tasks_that_do_not_say_whose_they_are_are_foreign(site: Site, data: Any) -> None:
     site.submit(site.tasks[0], site.result(plain(0)))
@@ -139,7 +223,7 @@ def test_two_tasks_of_one_key_give_all_their_annotations_to_the_one_query(site: 
     site.server.tasks[second] = copy.deepcopy(site.server.tasks[first])
     site.submit(first, site.result(plain(0)), person=1)
     site.submit(second, site.result(plain(1)), person=2)
-    assert site.pull().details == {"valid": 2}
+    assert site.pull().details == {"valid": 2, "merged": 1}
     rows = site.rows()
     assert {row.query_id for row in rows} == {rows[0].query_id}
     assert [row.external_task_id for row in rows] == [first, second]

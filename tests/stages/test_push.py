@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,23 @@ def test_an_image_goes_by_address_only_where_a_browser_shows_the_networks_pixels
             assert np.array_equal(seen, decode_image(Path(ref.uri).read_bytes(), max_pixels=10**6)), name
     assert report.details["images by address"] == len(by_address)
     assert report.details["images uploaded"] == len(client.files) == len(refs) - len(by_address)
+
+
+def test_an_upload_that_fails_leaves_no_thread_that_goes_on_reading(
+    make_sqlite_workspace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, client = make_sqlite_workspace(pool=4, labelstudio=section("broken")), Shelf()
+    chosen(workspace)
+    monkeypatch.setattr(push, "UPLOAD_GROUP", 1)
+
+    def fails(project_id: int, files: object) -> list[str]:
+        raise LabelStudioUnreachable("gone")
+
+    monkeypatch.setattr(client, "upload_files", fails)
+    with pytest.raises(LabelStudioUnreachable) as held:
+        push_round(workspace, 1, client)
+    # The error's traceback, still held, keeps whatever was not closed alive.
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("activeseg-read")], held
 
 
 def test_an_uploaded_image_is_the_networks_pixels(make_sqlite_workspace: Make) -> None:

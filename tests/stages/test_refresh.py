@@ -13,10 +13,12 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
 
-from activeseg.db import checkpoints, lease, scores
+from activeseg.db import checkpoints, labeling, lease, scores
 from activeseg.db.models import Annotation, Arm, Checkpoint, Prediction, Query, Score, Task
-from activeseg.db.open_tasks import OpenTask
+from activeseg.db.open_tasks import OpenTask, open_tasks
 from activeseg.errors import LabelStudioUnreachable
+from activeseg.loop import advance_round
+from activeseg.predictions import predict_and_store
 from activeseg.records import ImageRef, ImageScore
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.promote import rollback
@@ -122,6 +124,68 @@ def test_a_refresh_leaves_nothing_for_a_pull(board: Board) -> None:
         assert pull_annotations(board.workspace, board.server, full=full).written == 0
     with board.workspace.database.read() as session:
         assert session.scalars(sa.select(Annotation).where(Annotation.external_task_id.is_not(None))).all() == []
+
+
+def test_a_round_chosen_under_the_old_champion_does_not_bring_its_version_back(board: Board) -> None:
+    """Pushed after the promotion, it shows the champion, too, and so does the whole project."""
+    board.server.dead = True
+    with pytest.raises(LabelStudioUnreachable):
+        push(board.workspace, board.server, size=4)
+    board.server.dead = False
+    board.promote()
+    reports = advance_round(board.workspace, board.server, open_new=False)  # type: ignore[arg-type]
+    written = [(report.stage, report.written) for report in reports if report.stage in ("push", "refresh")]
+    assert written == [("refresh", 8), ("push", 4), ("refresh", 12)]
+    assert len(board.server.tasks) == 12
+    shown = {item["model_version"] for task in board.server.tasks.values() for item in task["predictions"]}
+    assert (shown, board.server.versions) == ({board.second}, {1: board.second})
+
+
+def test_a_version_that_was_changed_by_hand_is_set_again_where_tasks_show_the_champion(board: Board) -> None:
+    first = board.server.versions[1]
+    board.promote()
+    started = board.order()[0]
+    board.server.submit(started, [])
+    refresh_open_tasks(board.workspace, board.server)
+    for _ in range(2):
+        board.server.set_model_version(1, first)
+        report = refresh_open_tasks(board.workspace, board.server)
+        assert (report.written, report.details, board.server.versions[1]) == (0, {"model_version": board.second}, board.second)
+        pull_annotations(board.workspace, board.server)
+        first = "somebody's"
+        board.server.tasks[started]["predictions"] = [{"model_version": first}]
+    assert refresh_open_tasks(board.workspace, board.server).details == {}
+
+
+def test_a_damaged_mask_and_a_task_without_image_are_left_counted_and_stop_nothing(board: Board) -> None:
+    board.promote()
+    with board.workspace.database.read() as session:
+        champion = checkpoints.require_champion(session)
+        images = {item.task.external_task_id or 0: item.image for item in open_tasks(session, 1)}
+    predict_and_store(board.workspace, champion, list(images.values()))
+    with board.workspace.database.read() as session:
+        stored = labeling.predictions_of(session, f"checkpoint:{board.second}", [ref.image_id for ref in images.values()])
+    masks = {number: stored[ref.image_id].mask_location for number, ref in images.items()}
+    # Equal masks are one file.
+    lost = Counter(masks.values()).most_common()[-1][0]
+    damaged = [number for number in masks if masks[number] == lost]
+    edited, bare, *others = (number for number in masks if masks[number] != lost)
+    board.workspace.artifacts.path(lost).write_bytes(b"")
+    board.workspace.artifacts.path(stored[images[bare].image_id].entropy_location or "").unlink()
+    before = {number: deepcopy(board.server.tasks[number]) for number in (*damaged, edited)}
+    del board.server.tasks[edited]["data"]["image"], before[edited]["data"]["image"]
+    board.server.tasks[bare]["data"]["entropy"] = {"odd": 1}
+    report = refresh_open_tasks(board.workspace, board.server)
+    assert (report.written, report.failed) == (1 + len(others), len(damaged) + 1)
+    assert {name: report.details[name] for name in ("damaged masks", "tasks without image", "left alone")} == {
+        "damaged masks": len(damaged),
+        "tasks without image": 1,
+        "left alone": len(damaged) + 1,
+    }
+    for number, task in before.items():
+        assert board.server.tasks[number] == task
+    assert board.server.tasks[bare]["data"]["entropy"] == [board.server.tasks[bare]["data"]["image"]]
+    assert board.server.tasks[bare]["predictions"][0]["model_version"] == board.second
 
 
 class Stumbling:
@@ -245,5 +309,5 @@ def test_control_tasks_are_as_likely_at_any_place_as_at_any_other() -> None:
 
 def test_places_begin_where_the_tasks_were_and_leave_out_those_of_started_ones() -> None:
     free = [open_task(1, Arm.CHOSEN, 5), open_task(2, Arm.CHOSEN, 3), open_task(3, Arm.CONTROL, 9)]
-    places = _places(free, {"000004", "000005", "None", ""})
+    places = _places(free, {"000004", "000005", "None", "", "9" * 5000})
     assert [next(places) for _ in free] == [3, 6, 7]

@@ -18,6 +18,7 @@ from activeseg.core.labels import UNLABELED, LabelSet
 from activeseg.db import truth
 from activeseg.db.models import Annotation, Image, ImageStatus, Split
 from activeseg.errors import ActivesegError, ConfigError, LabelSetMismatch, NotReadyError
+from activeseg.records import StageReport
 from activeseg.stages.dataset import import_dataset
 from activeseg.stages.export import ExportRequest, export_dataset
 from activeseg.stages.pool import sync_pool
@@ -245,6 +246,12 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"group": "g" * 300}, "group is longer than 255 characters"),
     ({"group": "a\0b"}, "or has a zero in it"),
     ({"uri": None}, "uri cannot be 'None'"),
+    ({"group": "\ud800"}, "halves of characters"),
+    ({"name": "\udc80"}, "halves of characters"),
+    ({"masks": {"\ud800": "0" * 64}}, "halves of characters"),
+    ({"updated_at": "yesterday"}, "updated_at must be a time with its zone"),
+    ({"updated_at": "2026-11-01T00:00:00"}, "updated_at must be a time with its zone"),
+    ({"updated_at": "0001-01-01T00:00:00+14:00"}, "updated_at must be a time with its zone"),
     ({"image": None}, "its image is neither in the export nor known here"),
 ]
 
@@ -260,8 +267,9 @@ def test_a_hostile_entry_costs_its_image_and_reads_nothing_outside(
     workspace = make_sqlite_workspace(pool=0)
     report = import_from(workspace, small)
     assert (report.written, report.failed) == (2, 1)
-    (problem,) = report.details["problems"].values()
+    ((name, problem),) = report.details["problems"].items()
     assert told in problem
+    f"{name} {problem}".encode()
 
 
 @pytest.mark.parametrize(
@@ -278,8 +286,13 @@ def test_a_hostile_entry_costs_its_image_and_reads_nothing_outside(
             {"format": "activeseg dataset", "version": 1, "layout": "masks", "images": [], "label_set": CLASSES.as_dict()},
             "files must say the sha256 of each file",
         ),
+        (
+            {"format": "activeseg dataset", "version": 1, "layout": "masks", "images": [],
+             "label_set": CLASSES.as_dict() | {"names": ["\ud800", *CLASSES.names[1:]]}},
+            "label_set cannot be read",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_manifest_that_makes_no_sense_is_refused(
     make_sqlite_workspace: Make, small: Path, document: dict[str, Any], told: str
 ) -> None:
@@ -324,17 +337,27 @@ def foreign(tmp_path: Path) -> Path:
 def test_a_coco_file_of_others_is_imported(make_workspace: Make, foreign: Path) -> None:
     workspace = make_workspace(pool=0)
     report = import_from(workspace, foreign, split=Split.TRAIN)
-    assert (report.written, report.failed) == (2, 0)
+    # Nobody says whether the second image was looked at.
+    assert (report.written, report.failed, report.details["unlabelled"]) == (1, 0, 1)
     assert import_from(workspace, foreign / "instances.json", split=Split.TRAIN).written == 0
     with workspace.database.read() as session:
-        first, second = (workspace.read_labeled(item)[1] for item in truth.current(session, split=Split.TRAIN))
+        (first,) = (workspace.read_labeled(item)[1] for item in truth.current(session, split=Split.TRAIN))
     expected = np.full((48, 64), UNLABELED, np.uint8)
     expected[20:] = 1
     expected[30:35, 10:12] = 2
     assert np.array_equal(first, expected)
-    assert (second == UNLABELED).all()
     other = import_from(workspace, foreign, split=Split.TRAIN, uncovered="sky")
-    assert other.written == 2
+    assert (other.written, "unlabelled" in other.details) == (2, False)
+
+
+def test_where_classes_overlap_an_image_without_annotations_has_none_of_them(
+    make_sqlite_workspace: Make, foreign: Path, tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace(pool=2, labels={"overlap": True})
+    assert import_from(workspace, foreign, split=Split.TRAIN).written == 2
+    sync_pool(workspace)
+    report = import_from(workspace, foreign / "instances.json", images=tmp_path / "pool", query=True)
+    assert (report.written, report.details["unlabelled"]) == (1, 1)
 
 
 def test_a_coco_file_answers_open_queries_of_pool_images(make_sqlite_workspace: Make, foreign: Path, tmp_path: Path) -> None:
@@ -343,7 +366,17 @@ def test_a_coco_file_answers_open_queries_of_pool_images(make_sqlite_workspace: 
     report = import_from(workspace, foreign / "instances.json", images=pool, query=True)
     assert set(report.details["problems"].values()) == {"not in the pool: run `activeseg pool sync` first, or name a split"}
     sync_pool(workspace)
-    assert import_from(workspace, foreign / "instances.json", images=pool, query=True).written == 2
+    report = import_from(workspace, foreign / "instances.json", images=pool, query=True, uncovered="sky")
+    assert (report.written, report.details["unlabelled"]) == (1, 1)
+
+
+def test_an_annotation_of_no_listed_image_lets_nothing_be_written(make_sqlite_workspace: Make, foreign: Path) -> None:
+    document = json.loads((foreign / "instances.json").read_text())
+    document["annotations"].append(document["annotations"][0] | {"image_id": 99})
+    workspace = make_sqlite_workspace(pool=0)
+    with pytest.raises(ActivesegError, match="annotation 3 belongs to no listed image: its image_id is 99"):
+        import_from(workspace, coco(foreign, document), split=Split.TRAIN)
+    assert labels(workspace) == set()
 
 
 def test_images_of_a_coco_file_lie_in_its_folder_or_nowhere(make_sqlite_workspace: Make, foreign: Path, tmp_path: Path) -> None:
@@ -351,6 +384,7 @@ def test_images_of_a_coco_file_lie_in_its_folder_or_nowhere(make_sqlite_workspac
     shutil.copy(foreign / "images/ball_0000.png", tmp_path / "secret.png")
     document["images"][0]["file_name"] = str(tmp_path / "secret.png")
     document["images"][1]["file_name"] = "../../secret.png"
+    document["annotations"].append(document["annotations"][0] | {"image_id": 8})
     coco(foreign, document)
     report = import_from(make_sqlite_workspace(pool=0), foreign, split=Split.TRAIN)
     assert (report.written, report.failed) == (0, 2)
@@ -367,6 +401,8 @@ def test_what_is_neither_is_told(make_sqlite_workspace: Make, foreign: Path, sma
         import_from(workspace, foreign / "images", split=Split.TRAIN)
     with pytest.raises(ConfigError, match="is an export, which says itself where its images are"):
         import_from(workspace, small, images=foreign / "images")
+    with pytest.raises(ConfigError, match="is an export, whose images have splits already: give --from without --split query"):
+        import_from(workspace, small, query=True)
     with pytest.raises(ActivesegError, match="is no JSON"):
         import_from(workspace, coco_text(foreign, "[[[" * 100_000), split=Split.TRAIN)
     with pytest.raises(ActivesegError, match="expected a COCO file"):
@@ -414,6 +450,89 @@ def test_an_image_that_a_sync_lost_comes_back_with_its_export(source: Any, make_
         assert set(session.scalars(sa.select(Image.status))) == {ImageStatus.ACTIVE}
         assert len(session.scalars(sa.select(Annotation)).all()) == 17
     assert labels(workspace) == before
+
+
+def redraw(root: Path, value: int) -> None:
+    """Change the mask of the first training image."""
+    Pillow.new("L", (64, 48), value).save(root / "train-masks/ball_0000.png")
+
+
+def masks_of(workspace: Workspace, name: str) -> int:
+    """The value that an even mask holds which counts for an image of `train-images`."""
+    with workspace.database.read() as session:
+        (item,) = [item for item in truth.current(session) if item.image.uri.endswith(name)]
+    (value,) = np.unique(workspace.read_labeled(item)[1])
+    return int(value)
+
+
+def _import_at(workspace: Workspace, export: Path, place: Path) -> StageReport:
+    """Import an export from a folder where others were before."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(export, place)
+    return import_from(workspace, place)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_older_export_reverts_no_newer_mask(source: Any, make_workspace: Make, tmp_path: Path, layout: Any) -> None:
+    first, root = fill(source()), tmp_path / "source"
+    images = str(root / "train-images")
+    wish = ExportRequest(layout=layout, images="copy")
+    redraw(root, 0)
+    import_dataset(first, images, root / "train-masks", Split.TRAIN)
+    export_dataset(first, tmp_path / "old", wish)
+    redraw(root, 1)
+    import_dataset(first, images, root / "train-masks", Split.TRAIN)
+    report = import_from(first, tmp_path / "old")
+    assert (report.written, report.failed, report.details["older"], report.details["unchanged"]) == (0, 0, 1, 16)
+    assert masks_of(first, "train-images/ball_0000.png") == 1
+    # Elsewhere it counts from when it was drawn, not from when it came: there the newer export replaces the older one.
+    export_dataset(first, tmp_path / "new", wish)
+    second, place = make_workspace(pool=0), tmp_path / "place"
+    written = [_import_at(second, tmp_path / name, place) for name in ("old", "new", "old")]
+    assert [(report.written, report.details.get("older", 0)) for report in written] == [(17, 0), (1, 0), (0, 1)]
+    assert masks_of(second, "train/images/ball_0000.png") == 1
+    # Imported as a file it counts, whenever it was drawn.
+    redraw(root, 0)
+    assert import_dataset(first, images, root / "train-masks", Split.TRAIN).written == 1
+    assert masks_of(first, "train-images/ball_0000.png") == 0
+
+
+def test_a_mask_from_the_future_hides_no_correction(make_sqlite_workspace: Make, small: Path) -> None:
+    edit(small, lambda item: item.update(updated_at="9999-01-01T00:00:00+00:00"))
+    workspace = make_sqlite_workspace(pool=0)
+    assert import_from(workspace, small).written == 3
+    Pillow.new("L", (64, 48), 1).save(small / "train/masks/ball_0000.png")
+    assert import_dataset(workspace, str(small / "train/images"), small / "train/masks", Split.TRAIN).written >= 1
+    assert masks_of(workspace, "ball_0000.png") == 1
+
+
+def test_images_of_an_export_that_were_in_a_pool_outlast_a_sync(source: Any, make_workspace: Make, tmp_path: Path) -> None:
+    export_dataset(fill(source()), tmp_path / "out", ExportRequest(images="copy"))
+    workspace = make_workspace(pool=2)
+    assert import_from(workspace, tmp_path / "out").details["outside_the_pool"] == 8
+    assert sync_pool(workspace).details["missing"] == 0
+    assert sync_pool(workspace).details["missing"] == 0
+    with workspace.database.read() as session:
+        assert len(truth.current(session, split=Split.POOL)) == 8
+
+
+def test_the_bytes_of_a_coco_file_that_are_read_are_those_that_were_hashed(
+    source: Any, make_sqlite_workspace: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes the file while it is imported."""
+    export_dataset(fill(source()), tmp_path / "out", ExportRequest(layout="coco", images="copy"))
+    read: list[str] = []
+
+    def once(path: Path) -> bytes:
+        if path.name == "annotations.json":
+            assert str(path) not in read, f"{path} is read twice"
+            read.append(str(path))
+        with path.open("rb") as stream:
+            return stream.read()
+
+    monkeypatch.setattr(Path, "read_bytes", once)
+    assert import_from(make_sqlite_workspace(pool=0), tmp_path / "out").written == 17
+    assert len(read) == 4
 
 
 def test_class_names_that_are_no_folder_names_are_told(source: Any, tmp_path: Path) -> None:

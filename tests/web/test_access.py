@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -11,15 +12,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from activeseg.config import Settings, write_secret
 from activeseg.db.database import Database
 from activeseg.errors import ConfigError
+from activeseg.listening import open_socket, url_of
 from activeseg.web.app import create_app
-from activeseg.web.auth import Token, bearer_token
-from activeseg.web.server import open_socket, url_of
+from activeseg.web.auth import bearer_token
 
 FORBIDDEN = (
     "torch",
@@ -216,6 +216,8 @@ def test_a_token_that_keeps_nobody_out_is_refused(tmp_path: Path) -> None:
     write_secret(tmp_path / ".activeseg-serve-token", "short")
     with pytest.raises(ConfigError, match="at least 16"):
         bearer_token(Settings.model_validate({"root": tmp_path}))
+    with pytest.raises(ConfigError, match="printable ASCII"):
+        bearer_token(Settings.model_validate({"root": tmp_path, "serve": {"token": "\u00fcn\u00efcode" * 5}}))
 
 
 def test_an_empty_token_counts_as_none_and_a_strong_one_is_made(tmp_path: Path) -> None:
@@ -230,35 +232,35 @@ def test_an_emptied_token_file_is_refused(tmp_path: Path) -> None:
         bearer_token(Settings.model_validate({"root": tmp_path}))
 
 
-FOUND = Token(SecretStr("x" * 43), Path("token"), explicit=False)
-CHOSEN = Token(SecretStr("x" * 43), Path("token"), explicit=True)
+def opened_for(host: str, port: int = 0, *, explicit: bool = False) -> socket.socket:
+    return open_socket(host, port, section="serve", secret="token", explicit=explicit)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "0", "::", "192.0.2.1", "203.0.113.9"])
 def test_off_the_loopback_it_does_not_listen_with_a_token_nobody_chose(host: str) -> None:
-    with pytest.raises(ConfigError, match="refusing to listen"):
-        open_socket(host, 0, FOUND)
+    with pytest.raises(ConfigError, match=r"refusing to listen.*set ACTIVESEG_SERVE__TOKEN or \[serve\] token_file"):
+        opened_for(host)
 
 
 @pytest.mark.parametrize(
-    ("host", "token"), [("127.0.0.1", FOUND), ("localhost", FOUND), ("127.0.0.2", FOUND), ("0.0.0.0", CHOSEN)]
+    ("host", "explicit"), [("127.0.0.1", False), ("localhost", False), ("127.0.0.2", False), ("0.0.0.0", True)]
 )
-def test_it_listens_where_that_is_safe_or_wanted(host: str, token: Token) -> None:
-    with open_socket(host, 0, token) as opened:
+def test_it_listens_where_that_is_safe_or_wanted(host: str, explicit: bool) -> None:
+    with opened_for(host, explicit=explicit) as opened:
         port = opened.getsockname()[1]
         assert port > 0
         assert url_of(opened).endswith(f":{port}")
 
 
 def test_an_address_that_cannot_be_had_is_one_sentence() -> None:
-    with open_socket("127.0.0.1", 0, FOUND) as opened, pytest.raises(ConfigError, match="--port"):
-        open_socket("127.0.0.1", opened.getsockname()[1], FOUND)
+    with opened_for("127.0.0.1") as opened, pytest.raises(ConfigError, match="--port"):
+        opened_for("127.0.0.1", opened.getsockname()[1])
     for host in ("", "no such host", "a" * 300):
         with pytest.raises(ConfigError, match="host"):
-            open_socket(host, 0, FOUND)
+            opened_for(host)
 
 
 def test_the_web_process_loads_no_torch_and_nothing_that_works() -> None:
-    program = f"import sys, activeseg.web.app, activeseg.web.server; print([n for n in {FORBIDDEN!r} if n in sys.modules])"
+    program = f"import sys, activeseg.web.app, activeseg.listening; print([n for n in {FORBIDDEN!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
