@@ -76,6 +76,8 @@ def result_to_mask(
         raise AnnotationError(f"an annotation's result must be a list of regions; got {_brief(result)}")
     if len(result) > MAX_REGIONS:
         raise AnnotationError(f"it has {len(result)} regions, more than the {MAX_REGIONS} that are read: merge some")
+    # A link that a person drew between two regions says nothing about pixels.
+    result = [region for region in result if not (isinstance(region, Mapping) and region.get("type") == "relation")]
     untouched, edited, drawn = _layers(result)
     painted = _Painted(result, untouched + edited[::-1] + drawn, label_set, (height, width))
     mask: Mask

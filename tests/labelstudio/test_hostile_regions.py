@@ -123,7 +123,7 @@ def test_nesting_deeper_than_the_stack_is_refused(place, depth):
         ({"type": ["brushlabels"]}, "type brushlabels or bitmasklabels, got list of 1"),
         ({"type": "x" * 10**6}, "got 'x{60}[.]{3}'$"),
         ({"type": "rectanglelabels"}, "got 'rectanglelabels'"),
-        ({"type": "relation"}, "got 'relation'"),
+        ({"type": "choices"}, "got 'choices'"),
         ({"value": []}, "it has no value"),
         ({"value": {"brushlabels": "sky"}}, "exactly one label, got 'sky'"),
         ({"value": {"brushlabels": []}}, "exactly one label, got list of 0"),

@@ -104,6 +104,14 @@ def test_what_a_person_drew_lies_above_untouched_predictions_whatever_the_order(
     assert (drawn.regions, drawn.changed) == (4, 2)
 
 
+def test_a_link_between_two_regions_says_nothing_about_pixels():
+    regions = [paint(0, area("##."), "prediction"), paint(1, area("..#"), "manual")]
+    link = {"type": "relation", "from_id": regions[0]["id"], "to_id": regions[1]["id"], "direction": "right"}
+    linked = result_to_mask([regions[0], link, regions[1]], LABELS, width=3, height=1)
+    assert linked.mask.tolist() == [[0, 0, 1]]
+    assert (linked.regions, linked.changed) == (2, 1)
+
+
 def test_of_two_strokes_the_later_wins():
     result = [paint(0, area("##."), "manual"), paint(1, area(".##"), "manual")]
     assert result_to_mask(result, LABELS, width=3, height=1).mask.tolist() == [[0, 1, 1]]
