@@ -27,11 +27,13 @@ def connect(context: typer.Context, as_json: AsJson = False) -> None:
     from activeseg.db import lease
     from activeseg.errors import ConfigError, NotReadyError
     from activeseg.labelstudio.connection import Check, check_connection
+    from activeseg.labelstudio.drawings import uncovered_value
 
     checks: list[Check] = []
     with workspace_of(context) as workspace, client_of(workspace) as client, lease.holding(workspace.database):
         if client is None:
             raise ConfigError("no Label Studio: set [labelstudio] url in activeseg.toml")
+        uncovered_value(workspace)  # else the first pull would refuse it, after people have drawn
         for check in check_connection(workspace, client):
             checks.append(check)
             if not as_json:

@@ -233,7 +233,7 @@ class LabelStudioSection(Section):
     )
     consensus: Literal["latest", "majority", "ground_truth"] = Field(
         "latest",
-        description="which mask counts of several annotators': the one changed last, the majority at each pixel, or the one "
+        description="which mask counts where several people drew: the one changed last, the majority at each pixel, or the one "
         "starred as ground truth (else the last)",
     )
     rubber_stamp_seconds: float = Field(
@@ -252,6 +252,13 @@ class LabelStudioSection(Section):
     webhook_secret_file: Path | None = Field(
         None, description="file (mode 0600) with the secret Label Studio sends along; made on first use"
     )
+
+    @field_validator("url", "webhook_url")
+    @classmethod
+    def _whole_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected an address that begins with http:// or https://")
+        return value
 
     @model_validator(mode="after")
     def _images_can_be_found(self) -> LabelStudioSection:

@@ -179,6 +179,7 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
         ("labelstudio = 5\n", "labelstudio: expected a table"),
         ('training = "x"\n', "training: expected a table"),
         ("x = \n", "is not valid TOML"),
+        ('[labelstudio]\nurl = "labels.example.org:8080"\n', "[labelstudio] url: expected an address that begins with http://"),
         ('[labelstudio]\nproject = "ab"\n', "[labelstudio] project"),
     ],
 )
