@@ -41,7 +41,8 @@ def person(labelstudio_server: RunningServer) -> Browser:
     return Browser(labelstudio_server.url, token)
 
 
-@pytest.fixture(scope="session")
+# No longer than a module: while Playwright is open, its event loop runs in this thread, and no other can.
+@pytest.fixture(scope="module")
 def page(labelstudio_server: RunningServer) -> Iterator[Any]:
     """A browser's page, the owner signed in."""
     try:
