@@ -1,7 +1,7 @@
 # make install   the environment in .venv, from the lock file
 # make demo      the whole loop on a small set, with a real Label Studio; ARGS="--offline", ARGS="--exit", ...
-# make check     format, lint, types, import contracts, fast tests: under a minute
-# make test      everything, real Label Studio, real PostgreSQL and a browser included
+# make check     format, lint, types, import contracts, fast tests
+# make test      everything, real Label Studio, real PostgreSQL and a browser included; ARGS="-n 0" for one process, ARGS="-k word", ...
 SHELL := /bin/sh
 UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
 BIN := .venv/bin
@@ -9,6 +9,10 @@ export ACTIVESEG_UV := $(abspath $(UV))
 export UV_PROJECT_ENVIRONMENT := .venv
 # Wheels of torch are large: the default of 30 s is too short on slow lines.
 export UV_HTTP_TIMEOUT := 300
+# Without its bytecode torch takes several times as long to import, and tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
+# One worker per core, four at most. Who runs what: tests/conftest.py. A worker that dies ends the run: its test is named.
+WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: install demo check test test-gpu lint types contracts format clean
 
@@ -45,10 +49,10 @@ contracts: install
 	@mkdir -p .cache; $(BIN)/lint-imports > .cache/contracts.log 2>&1 || { cat .cache/contracts.log; exit 1; }
 
 check: lint types contracts
-	@$(BIN)/python -m pytest -q -m "not slow and not labelstudio and not postgres and not browser and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -q $(WORKERS) -m "not slow and not labelstudio and not postgres and not browser and not gpu" $(ARGS)
 
 test: lint types contracts
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-gpu: install
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

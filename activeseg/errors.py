@@ -12,6 +12,7 @@
     ├── CheckpointError            weights that are missing, altered or of another network
     ├── LabelSetMismatch           classes differ between database, checkpoint and Label Studio
     ├── NonFiniteScoreError        a score that is NaN or infinite: it raises, it never ranks
+    ├── DeviceMemoryError          the device's memory is too small even for one image
     ├── LabelStudioError           Label Studio answered with something unusable
     │   ├── LabelStudioUnreachable no answer at all
     │   ├── LabelStudioUnauthorized the token was refused
@@ -70,6 +71,10 @@ class LabelSetMismatch(ActivesegError):
 
 class NonFiniteScoreError(ActivesegError, ArithmeticError):
     """A score is NaN or infinite."""
+
+
+class DeviceMemoryError(ActivesegError):
+    """The memory of the device, or of the machine, is too small even for one image."""
 
 
 class LabelStudioError(ActivesegError):

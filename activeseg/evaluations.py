@@ -15,10 +15,13 @@ from activeseg.db.checkpoints import EvaluationFigures
 from activeseg.db.models import Checkpoint, LabelSetRow, Split
 from activeseg.db.truth import AnnotatedImage
 from activeseg.errors import ConfigError, ImageError, LabelSetMismatch, NotReadyError
+from activeseg.imaging.decode import Decoded
+from activeseg.nn.batches import BATCH_SIZE
 from activeseg.nn.checkpoint import load_checkpoint
-from activeseg.nn.data import Array, LabeledImage
+from activeseg.nn.data import LabeledImage
 from activeseg.nn.device import pick_device
 from activeseg.nn.evaluate import Evaluation, evaluate
+from activeseg.records import InputPolicy
 from activeseg.workspace import Workspace
 
 BOOTSTRAP_SAMPLES = 1000
@@ -101,12 +104,12 @@ def require_same_masks(session: Session, labeled: Sequence[AnnotatedImage], labe
             )
 
 
-def labeled_images(workspace: Workspace, items: Sequence[AnnotatedImage]) -> list[LabeledImage]:
-    """Annotated images as networks are trained and measured on them."""
+def labeled_images(workspace: Workspace, items: Sequence[AnnotatedImage], policy: InputPolicy) -> list[LabeledImage]:
+    """Annotated images as networks with this input policy are trained and measured on them."""
     return [
         LabeledImage(
             item.image.image_id,
-            partial(_read, workspace, item),
+            partial(_read, workspace, item, policy),
             uri=item.image.uri,
             truth=f"{item.annotation_id} {item.mask_sha256}",
         )
@@ -114,9 +117,9 @@ def labeled_images(workspace: Workspace, items: Sequence[AnnotatedImage]) -> lis
     ]
 
 
-def _read(workspace: Workspace, item: AnnotatedImage) -> tuple[Array, Mask]:
+def _read(workspace: Workspace, item: AnnotatedImage, policy: InputPolicy) -> tuple[Decoded, Mask]:
     try:
-        return workspace.read_labeled(item)
+        return workspace.read_sample(item, policy)
     except ImageError as error:
         if item.image.uri.startswith(workspace.settings.images_uri.rstrip("/") + "/"):
             raise
@@ -131,10 +134,10 @@ def _measure(workspace: Workspace, checkpoint: Checkpoint, split: Split, labeled
     segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
     result = evaluate(
         segmenter,
-        labeled_images(workspace, labeled),
+        labeled_images(workspace, labeled, segmenter.spec.input_policy),
         device=device,
         precision=workspace.settings.model.precision,
-        batch_size=workspace.settings.scoring.batch_size,
+        batch_size=workspace.settings.scoring.batch_size or BATCH_SIZE,
     )
     figures = EvaluationFigures(result.overall(), result.by_class(segmenter.spec.label_set), len(labeled))
     with workspace.database.write() as session:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from activeseg.db import checkpoints, lease, rounds, scores, truth
 from activeseg.db.models import Query, QueryStatus, Round, RoundStatus, Split
 from activeseg.db.models.columns import now
+from activeseg.db.standstill import why_no_round
 from activeseg.errors import ActivesegError, LabelStudioDoubt, LeaseError, NotReadyError
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.preannotate import PreAnnotator
@@ -218,11 +219,14 @@ def rounds_to_push(workspace: Workspace, size: int | None) -> list[Round]:
     with workspace.database.write() as session:
         row = _open_round(workspace, session, size)
     if row is None:
-        raise NotReadyError(
-            "nothing to push: all of the pool is labelled, in an open query or not scored yet (`activeseg score`), "
-            "or [selection] max_open_tasks are open"
-        )
+        raise NotReadyError(f"nothing to push: {why_nothing_to_push(workspace)}")
     return [row]
+
+
+def why_nothing_to_push(workspace: Workspace) -> str:
+    """The reason that holds, and what to do. Ask where no round could be opened."""
+    with workspace.database.read() as session:
+        return why_no_round(session, workspace.settings)
 
 
 def preview_query(workspace: Workspace, size: int | None) -> list[QueryItem]:

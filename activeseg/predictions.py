@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -50,8 +51,9 @@ def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequ
     upper = max_entropy(segmenter.spec.label_set.num_classes, sigmoid=segmenter.spec.head == "sigmoid")
     precision = workspace.settings.model.precision
     failures: dict[int, str] = {}
+    read = partial(workspace.read_input, policy=segmenter.spec.input_policy)
     # One by one: the last bits of a batch's logits depend on its size, and a push that goes on after a kill has other batches.
-    for item in predict_masks(segmenter, images, workspace.read_image, device=device, precision=precision, batch_size=1):
+    for item in predict_masks(segmenter, images, read, device=device, precision=precision, batch_size=1):
         if isinstance(item, Predicted):
             _store(workspace, checkpoint, item, upper)
         else:

@@ -96,21 +96,25 @@ class InputPolicy:
 
     short_side: the shorter side is resized to this many pixels before the network; None keeps the image's own size.
     mean, std: per channel on the 0..1 scale; input = (pixel / 255 - mean) / std. (0.5, 0.5) is pixel / 127.5 - 1.
+    reduced: JPEGs at least twice as large as short_side are decoded at a fraction of their size, which changes their pixels
+    a little; see `imaging.decode.decode_input`.
     """
 
     short_side: int | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    reduced: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"short_side": self.short_side, "mean": list(self.mean), "std": list(self.std)}
+        """JSON form. `reduced` is left out where it is not, so that what older versions scored stays what it was."""
+        plain = {"short_side": self.short_side, "mean": list(self.mean), "std": list(self.std)}
+        return plain | {"reduced": True} if self.reduced else plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> InputPolicy:
         """Inverse of `as_dict`."""
         mean, std = (tuple(float(v) for v in data[key]) for key in ("mean", "std"))
-        return cls(data["short_side"], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+        return cls(data["short_side"], (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), bool(data.get("reduced", False)))
 
 
 @dataclass(frozen=True, slots=True)

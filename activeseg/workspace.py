@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from activeseg.config import Settings
 from activeseg.core.labels import LabelSet, Mask, parse_classes
 from activeseg.db.database import Database
-from activeseg.db.truth import AnnotatedImage
 from activeseg.errors import ConfigError, ImageError
-from activeseg.imaging.decode import decode_image
-from activeseg.imaging.masks import decode_mask, decode_planes, encode_mask, encode_planes
 from activeseg.records import ImageRef, InputPolicy
 from activeseg.storage.artifacts import Artifact, ArtifactStore
 from activeseg.storage.sources import ImageSource, open_source
+
+# Commands that only read the database start without numpy and Pillow: the methods on pixels import what they need.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from activeseg.db.truth import AnnotatedImage
+    from activeseg.imaging.decode import Decoded
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Workspace:
     def input_policy(self) -> InputPolicy:
         """How new checkpoints see pixels."""
         model = self.settings.model
-        return InputPolicy(model.short_side, model.mean, model.std)
+        # At the image's own size nothing is reduced, and the policy is the one that older checkpoints have.
+        return InputPolicy(model.short_side, model.mean, model.std, reduced=model.short_side is not None)
 
     @cached_property
     def pool_source(self) -> ImageSource:
@@ -81,13 +85,23 @@ class Workspace:
 
     def read_image(self, ref: ImageRef) -> npt.NDArray[np.uint8]:
         """Pixels (H, W, 3) uint8, upright. Raises ImageError."""
+        from activeseg.imaging.decode import decode_image
+
         return decode_image(self.read_bytes(ref), max_pixels=self.settings.pool.max_pixels)
+
+    def read_input(self, ref: ImageRef, policy: InputPolicy) -> Decoded:
+        """Pixels as a network with this policy takes them, and the image's own size. Raises ImageError."""
+        from activeseg.imaging.decode import decode_input
+
+        return decode_input(self.read_bytes(ref), policy, max_pixels=self.settings.pool.max_pixels)
 
     def read_mask(self, location: str, sha256: str | None = None, *, label_set: LabelSet | None = None) -> Mask:
         """A stored mask, as the label set it was stored for (default: today's) describes masks.
 
         Raises MaskError where it is missing or altered.
         """
+        from activeseg.imaging.masks import decode_mask, decode_planes
+
         label_set = label_set or self.label_set
         data = self.artifacts.read(location, sha256=sha256)
         limit = self.settings.pool.max_pixels
@@ -97,6 +111,8 @@ class Workspace:
 
     def store_mask(self, mask: Mask, *, label_set: LabelSet | None = None) -> Artifact:
         """Store a mask of a label set (default: today's); `read_mask` reads it back. Raises MaskError where it is none."""
+        from activeseg.imaging.masks import encode_mask, encode_planes
+
         label_set = label_set or self.label_set
         label_set.check_mask(mask)
         return self.artifacts.put(encode_planes(mask) if label_set.overlap else encode_mask(mask), "mask", ".png")
@@ -104,6 +120,10 @@ class Workspace:
     def read_labeled(self, item: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], Mask]:
         """Pixels and the mask that counts."""
         return self.read_image(item.image), self.read_mask(item.mask_location, item.mask_sha256)
+
+    def read_sample(self, item: AnnotatedImage, policy: InputPolicy) -> tuple[Decoded, Mask]:
+        """Pixels as a network with this policy takes them, and the mask that counts, at the image's own size."""
+        return self.read_input(item.image, policy), self.read_mask(item.mask_location, item.mask_sha256)
 
 
 @contextmanager

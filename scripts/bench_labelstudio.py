@@ -55,13 +55,12 @@ from activeseg.db.models import (
     Split,
 )
 from activeseg.demo.scenes import SCENE_CLASSES, draw_scene
-from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.server import RunningServer, start_server
 from activeseg.stages.pull import pull_annotations
-from activeseg.stages.push import push_round
+from activeseg.stages.push import UPLOAD_GROUP, push_round
 from activeseg.workspace import Workspace
 
 WIDTH, HEIGHT, CLASSES = 480, 360, len(SCENE_CLASSES.names)
@@ -74,11 +73,11 @@ Figures = dict[str, Any]
 
 @dataclass
 class Bench:
-    """The server, the folder, and the drawn files. scenes: (JPEG, PNG, mask) each."""
+    """The server, the folder, and the drawn files. scenes: (JPEG, mask) each."""
 
     server: RunningServer
     folder: Path
-    scenes: list[tuple[bytes, bytes, npt.NDArray[np.uint8]]]
+    scenes: list[tuple[bytes, npt.NDArray[np.uint8]]]
     made: int = 0
 
     def client(self, transport: httpx.BaseTransport | None = None) -> LabelStudioClient:
@@ -89,7 +88,7 @@ class Bench:
 # What is sent
 
 
-def draw_scenes(count: int) -> list[tuple[bytes, bytes, npt.NDArray[np.uint8]]]:
+def draw_scenes(count: int) -> list[tuple[bytes, npt.NDArray[np.uint8]]]:
     """Street scenes; classes that one lacks are added as small boxes, so that every mask has all twelve."""
     scenes = []
     for seed in range(count):
@@ -98,7 +97,7 @@ def draw_scenes(count: int) -> list[tuple[bytes, bytes, npt.NDArray[np.uint8]]]:
             scene.mask[20 + 25 * index : 40 + 25 * index, 30 + 35 * index : 60 + 35 * index] = index
         stream = io.BytesIO()
         Pillow.fromarray(scene.image).save(stream, "JPEG", quality=90)
-        scenes.append((stream.getvalue(), encode_png(scene.image), scene.mask))
+        scenes.append((stream.getvalue(), scene.mask))
     return scenes
 
 
@@ -135,7 +134,7 @@ def make_workspace(bench: Bench, kind: MaskKind, rounds: list[int], **section: A
 def fill(workspace: Workspace, bench: Bench, rounds: list[int]) -> None:
     """The rows that scoring, ranking and predicting would have left; the files beside them."""
     pool = Path(workspace.settings.images_uri)
-    masks = [workspace.store_mask(mask) for _, _, mask in bench.scenes]
+    masks = [workspace.store_mask(mask) for _, mask in bench.scenes]
     numbers = range(1, sum(rounds) + 1)
     rows = []
     for number in numbers:
@@ -244,14 +243,14 @@ def measure_push(bench: Bench, kind: MaskKind, tasks: int) -> Figures:
 
 
 def measure_uploads(bench: Bench, count: int) -> Figures:
-    """Images a second through `push_round` where they are uploaded, beside the same PNG files sent by plain HTTP."""
+    """Images a second through `push_round` where they are uploaded, beside the same files sent by plain HTTP."""
     workspace = make_workspace(bench, "bitmask", [count], images="upload")
     with bench.client() as client:
         project = open_project(workspace, client).external_project_id
         seconds = timed(lambda: push_round(workspace, 1, client))
-        files = [(f"{n}.png", bench.scenes[n % SCENES][1]) for n in range(count)]
+        files = [(path.name, path.read_bytes()) for path in sorted(Path(workspace.settings.images_uri).iterdir())]
         path, params = f"/api/projects/{project}/import", {"commit_to_project": "false"}
-        groups = [files[start : start + 16] for start in range(0, count, 16)]
+        groups = [files[start : start + UPLOAD_GROUP] for start in range(0, count, UPLOAD_GROUP)]
         alone = timed(lambda: [client.http.upload(path, group, params) for group in groups])
     return {"images/s": count / seconds, "server alone images/s": count / alone}
 

@@ -217,8 +217,9 @@ def side_by_side(runs: list[Run], label_set: LabelSet, options: argparse.Namespa
 
     from activeseg.explain.overlay import colorize
     from activeseg.explain.sheet import Lettering, framed, legend_block, line_up, stack, text_block, with_margin
-    from activeseg.nn.data import to_pixels
-    from activeseg.nn.infer import Loaded, at_size, forward
+    from activeseg.nn.batches import Loaded
+    from activeseg.nn.data import decoded, to_pixels
+    from activeseg.nn.infer import at_size, forward
 
     models = [
         load_checkpoint((options.out / f"{run.name}.safetensors").read_bytes(), model_version=run.name, device="cpu")
@@ -228,7 +229,8 @@ def side_by_side(runs: list[Run], label_set: LabelSet, options: argparse.Namespa
     headings = ["image", *(f"stride {run.stride} (FCN-{run.stride}s)" for run in runs), "truth"]
     scenes: list[LabeledImage] = labeled_images(options.data / "val")[3:12:3]
     for scene in scenes:
-        pixels, truth = scene.load()
+        found, truth = scene.load()
+        pixels = decoded(found).pixels
         size = (pixels.shape[0], pixels.shape[1])
         pictures = [Image.fromarray(pixels)]
         for model in models:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +24,9 @@ from tests.factories import WorkspaceFactory
 # Before torch is imported: on images this small several threads are slower than one, and on a busy machine much slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# How long a test is likely to take, by its marker and in tests without one.
+EFFORT = {"labelstudio": 60, "slow": 60}
+
 REQUIRED = {name for name in os.environ.get("ACTIVESEG_REQUIRE", "").split(",") if name}
 
 
@@ -32,6 +36,31 @@ def unavailable(part: str, remedy: str) -> NoReturn:
     if part in REQUIRED:
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Known also where pytest-xdist is not loaded."""
+    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs after another")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Share the tests out among workers: a file goes to one of them as a whole, and the longest work is begun first."""
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    effort: Counter[str] = Counter()
+    for item in items:
+        effort[_group(item)] += next((weight for marker, weight in EFFORT.items() if item.get_closest_marker(marker)), 1)
+    items.sort(key=lambda item: -effort[_group(item)])  # stable: within a group nothing moves
+
+
+def _group(item: pytest.Item) -> str:
+    """Who needs a Label Studio goes to the worker that has it; for all others the file decides."""
+    needed = getattr(item, "fixturenames", ())
+    server = next((name for name in ("calling_labelstudio", "labelstudio_server") if name in needed), None)
+    return server or item.path.relative_to(item.config.rootpath).as_posix()
 
 
 @pytest.fixture(autouse=True)

@@ -109,7 +109,8 @@ class MemoryLabelStudio:
         return [number for number, task in self.tasks.items() if task["project"] == project_id]
 
     def changed_tasks(self, project_id: int, since: datetime | None) -> list[TaskStamp]:
-        stamps = [TaskStamp(number, self.tasks[number]["updated"]) for number in self.task_ids(project_id)]
+        found = ((number, self.tasks[number]) for number in self.task_ids(project_id))
+        stamps = [TaskStamp(number, task["updated"], untouched=not task["annotations"]) for number, task in found]
         stamps.sort(key=lambda stamp: (stamp.updated_at, stamp.id))
         return [stamp for stamp in stamps if since is None or stamp.updated_at > since]
 

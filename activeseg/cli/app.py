@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from activeseg import __version__
 from activeseg.cli import (
@@ -31,8 +32,22 @@ from activeseg.cli import (
     weights,
 )
 
+
+class _Program(TyperGroup):
+    """All commands. What typer says of a wrong word begins with the kind of Python's error, which tells nobody anything."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="activeseg",
+    cls=_Program,
     help="Active learning for semantic segmentation: score a pool, label what the model doubts, retrain, promote.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

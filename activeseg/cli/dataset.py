@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from activeseg.cli.output import AsJson, print_reports, progress_bar, workspace_of
+from activeseg.wording import counted
 
 group = typer.Typer(help="Import and export labelled images.", no_args_is_help=True)
 
@@ -125,7 +126,7 @@ def import_(
     if report.details.get("older"):
         typer.echo("older: a newer mask counts for these images; --images and --masks import a mask all the same", err=True)
     if report.failed:
-        raise DataError(f"{report.failed} pairs were left out; the reasons stand above")
+        raise DataError(f"left out: {counted(report.failed, 'pair')}; the reasons stand above")
 
 
 @group.command("export")
@@ -163,7 +164,7 @@ def export(
         report = export_dataset(workspace, out.absolute(), request, on_progress=on_progress)
     print_reports([report], as_json)
     if report.failed:
-        raise DataError(f"{report.failed} images were left out; the reasons stand above")
+        raise DataError(f"left out: {counted(report.failed, 'image')}; the reasons stand above")
 
 
 def _moment(text: str) -> datetime:

@@ -13,6 +13,7 @@ import typer
 
 from activeseg.cli.output import AsJson, print_json, settings_of
 from activeseg.errors import ActivesegError, NotReadyError
+from activeseg.wording import counted
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -84,7 +85,7 @@ def _classes(settings: Settings) -> str:
 
     label_set = Workspace(settings, Database("sqlite://")).label_set
     ignored = "" if label_set.ignore_index is None else f", {label_set.names[label_set.ignore_index]!r} ignored"
-    return f"{len(label_set.names)} classes{ignored}"
+    return f"{counted(len(label_set.names), 'class', 'classes')}{ignored}"
 
 
 def _database(settings: Settings) -> str:
@@ -129,10 +130,12 @@ def _disk(settings: Settings) -> str:
 
 
 def _device(settings: Settings) -> str:
+    from activeseg.core.reduction import can_compile
     from activeseg.nn.device import describe_device, pick_device, pick_precision
 
-    device = pick_device(settings.model.device)
-    return f"{describe_device(device)}, {pick_precision(device, settings.model.precision)}"
+    device, hindrance = pick_device(settings.model.device), can_compile()
+    compiling = "networks can be compiled" if hindrance is None else f"networks are not compiled: {hindrance}"
+    return f"{describe_device(device)}, {pick_precision(device, settings.model.precision)}, {compiling}"
 
 
 def _champion(settings: Settings) -> str:

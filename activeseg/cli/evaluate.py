@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from activeseg.cli.output import AsJson, print_json, print_table, workspace_of
+from activeseg.wording import counted
 
 if TYPE_CHECKING:
     from activeseg.core.bootstrap import BootstrapResult, Interval
@@ -73,7 +74,7 @@ def evaluate(
     if as_json:
         print_json(_document(results, label_set, split, confidence=confidence if compare else None, confusion=confusion))
         return
-    where = f"on {split}, {len(results[0].evaluation.image_ids)} images"
+    where = f"on {split}, {counted(len(results[0].evaluation.image_ids), 'image')}"
     if compare:
         _print_side_by_side(results, label_set, where, confidence)
     else:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from activeseg.cli.output import AsJson, print_json
+from activeseg.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -43,5 +44,5 @@ def init(
     if as_json:
         print_json({"file": str(file), "classes": list(label_set.names)})
         return
-    typer.echo(f"wrote {file} ({len(label_set.names)} classes)")
+    typer.echo(f"wrote {file} ({counted(len(label_set.names), 'class', 'classes')})")
     typer.echo("next: activeseg db upgrade && activeseg pool sync && activeseg round run")

@@ -53,7 +53,7 @@ def push(
     """Finish begun rounds and open a new one now: choose, predict, send to Label Studio."""
     from activeseg.db import lease
     from activeseg.errors import ConfigError
-    from activeseg.loop import finish_round, preview_query, rounds_to_push
+    from activeseg.loop import finish_round, preview_query, rounds_to_push, why_nothing_to_push
 
     if pre_annotate is None and any((classifier, weights, categories, mapped)):
         raise ConfigError("--classifier, --weights, --categories and --map belong to --pre-annotate graphcut")
@@ -65,6 +65,8 @@ def push(
             else:
                 rows = [(item.shown_order, item.image_id, item.rank, item.score, item.arm) for item in items]
                 print_table(("order", "image", "rank", "score", "arm"), rows)
+            if not items:
+                typer.echo(f"nothing to push: {why_nothing_to_push(workspace)}", err=True)
             return
         annotator = None
         if pre_annotate is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from activeseg.cli.output import AsJson, print_reports, workspace_of
@@ -20,10 +22,14 @@ def pool() -> None:
 
 
 @group.command()
-def sync(context: typer.Context, as_json: AsJson = False) -> None:
+def sync(
+    context: typer.Context,
+    full: Annotated[bool, typer.Option("--full", help="Read every file, also those of unchanged size and time.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Register new, changed and vanished files; unreadable ones are quarantined with a reason."""
     from activeseg.db import lease
     from activeseg.stages.pool import sync_pool
 
     with workspace_of(context) as workspace, lease.holding(workspace.database):
-        print_reports([sync_pool(workspace)], as_json)
+        print_reports([sync_pool(workspace, full=full)], as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from activeseg.cli.output import AsJson, client_of, print_reports, workspace_of
+from activeseg.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,6 @@ def reconcile(context: typer.Context, as_json: AsJson = False) -> None:
     print_reports([report], as_json)
     if report.failed:
         raise LabelStudioError(
-            f"{report.details['lost']} tasks are lost and {report.details['twice']} are there twice: run it again; if it stays "
-            "so, the token's user may not delete tasks, or somebody is changing the project right now"
+            f"{counted(report.details['lost'], 'task')} lost and {report.details['twice']} there twice: run it again; if it "
+            "stays so, the token's user may not delete tasks, or somebody is changing the project right now"
         )

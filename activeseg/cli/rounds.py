@@ -57,7 +57,7 @@ def _print_status(data: dict[str, Any]) -> None:
         typer.echo("champion     none yet")
     images = ", ".join(f"{name} {count}" for name, count in data["images"].items())
     typer.echo(f"images       {images or 'none'}")
-    typer.echo(f"annotations  {data['annotations']} that count, {data['new_annotations']} of them not trained on yet")
+    typer.echo(f"annotations  {_annotations(data)}")
     typer.echo(f"coverage     {data['coverage']:.0%} of the pool scored" if data["coverage"] is not None else "coverage     -")
     for line in data["next"]:
         typer.echo(f"next         {line}")
@@ -66,3 +66,16 @@ def _print_status(data: dict[str, Any]) -> None:
     if data["rounds"]:
         columns = ("round", "status", "acquisition", "images", "annotated", "skipped", "open", "opened")
         print_table(columns, [[row[name if name != "opened" else "opened_at"] for name in columns] for row in data["rounds"]])
+
+
+def _annotations(data: dict[str, Any]) -> str:
+    """'12 that count: 8 for training (3 not trained on yet), 4 without a split yet'."""
+    uses = {
+        "train": f"for training ({data['new_annotations']} not trained on yet)",
+        "val": "for validation",
+        "test": "for testing",
+        "pool": "without a split yet",
+    }
+    counts = data["annotations_by_split"]
+    told = ", ".join(f"{counts[split]} {use}" for split, use in uses.items() if counts[split])
+    return f"{data['annotations']} that count: {told}" if told else "none"

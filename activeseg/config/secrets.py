@@ -37,21 +37,25 @@ class OwnSecret:
         return str(self.file or f"the environment variable {self.variable}")
 
 
-def read_secret(file: Path) -> SecretStr:
-    """The stripped content of a secret file. Raises ConfigError where others may read it or there is nothing in it."""
+def read_secret(file: Path, setting: str = "") -> SecretStr:
+    """The stripped content of a secret file. Raises ConfigError where others may read it or there is nothing in it.
+
+    setting: the key that names the file, for the error: '[labelstudio] token_file'.
+    """
+    what = f"{setting}: secret file {file}" if setting else f"secret file {file}"
     if not file.is_file():
-        raise ConfigError(f"secret file {file} does not exist")
+        raise ConfigError(f"{what} does not exist")
     if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"secret file {file} can be read by others: chmod 600 {file}")
+        raise ConfigError(f"{what} can be read by others: chmod 600 {file}")
     try:
         secret = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
         # Not chained: the error's text would show the bytes.
-        raise ConfigError(f"secret file {file} is not UTF-8 text") from None
+        raise ConfigError(f"{what} is not UTF-8 text") from None
     except OSError as error:
-        raise ConfigError(f"secret file {file} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{what} cannot be read: {error.strerror}") from error
     if not secret:
-        raise ConfigError(f"secret file {file} is empty")
+        raise ConfigError(f"{what} is empty")
     return SecretStr(secret)
 
 
@@ -63,30 +67,31 @@ def write_secret(file: Path, value: str) -> None:
         stream.write(value + "\n")
 
 
-def own_secret(value: SecretStr | None, file: Path | None, *, default: Path, variable: str) -> OwnSecret:
+def own_secret(value: SecretStr | None, file: Path | None, *, default: Path, variable: str, setting: str) -> OwnSecret:
     """`value` where there is one (it came from the environment), else a file's, made with a random secret at first use.
 
     file: the one a person named; None for `default`. Of two processes that start at once, one makes the file and both get
-    what is in it. Raises ConfigError as `read_secret`, and for one that is short or that a header cannot carry.
+    what is in it. setting: the key that names the file. Raises ConfigError as `read_secret`, and for one that is short or
+    that a header cannot carry.
     """
     where = file or default
     if value is None:
         if not where.exists():
-            _write_unless_there(where, secrets.token_urlsafe(_NEW_BYTES))
-        found = OwnSecret(read_secret(where), where, file is not None, variable)
+            _write_unless_there(where, secrets.token_urlsafe(_NEW_BYTES), setting)
+        found = OwnSecret(read_secret(where, setting), where, file is not None, variable)
     else:
         found = OwnSecret(value, None, True, variable)
     text = found.value.get_secret_value()
     if len(text) < MIN_LENGTH or not (text.isascii() and text.isprintable()):
         remedy = "delete the file and a new one is made" if found.file else "set another one, or unset it"
         raise ConfigError(
-            f"secret in {found.place}: expected at least {MIN_LENGTH} printable ASCII characters, because it travels in a "
-            f"header: {remedy}"
+            f"{setting}: secret in {found.place}: expected at least {MIN_LENGTH} printable ASCII characters, because it "
+            f"travels in a header: {remedy}"
         )
     return found
 
 
-def _write_unless_there(file: Path, value: str) -> None:
+def _write_unless_there(file: Path, value: str, setting: str) -> None:
     """Write a secret file that appears whole, with its mode, or not at all; one that is there already stays."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,4 +104,4 @@ def _write_unless_there(file: Path, value: str) -> None:
         finally:
             os.unlink(partial)
     except OSError as error:
-        raise ConfigError(f"secret file {file} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"{setting}: secret file {file} cannot be made: {error.strerror}") from error

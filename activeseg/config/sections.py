@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from activeseg.config.budget import Budget
 from activeseg.config.recipes import RECIPES
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -85,8 +86,8 @@ class ModelSection(Section):
     decoder_stride: Stride = Field(8, description="stride of the finest score layer (fcn_mobilenet_v2 only)")
     upsampling: Literal["transposed", "bilinear"] = Field(
         "transposed",
-        description="how fcn*_vgg16 enlarge: transposed convolutions straight to the classes, or 1x1 scores first and then "
-        "ones that start as bilinear interpolation",
+        description="how fcn*_vgg16 enlarge: transposed (convolutions straight to the classes) or bilinear (1x1 scores first, "
+        "then convolutions that start as bilinear interpolation)",
     )
     short_side: int | None = Field(None, ge=32, le=8192, description="resize the shorter side to this; unset keeps the size")
     mean: tuple[float, float, float] = Field(
@@ -103,7 +104,9 @@ class ModelSection(Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="autocast of the forward pass; auto = bfloat16 where the device computes it natively"
+        "auto",
+        description="autocast of the forward pass: float32 (none), bfloat16, float16 or auto (bfloat16 where the device "
+        "computes it natively)",
     )
 
 
@@ -112,14 +115,15 @@ class TrainingSection(Section):
 
     recipe: Literal["modern", "documents"] = Field(
         "modern",
-        description="values of the keys that are not set: the defaults below, or those of the FCN documents (see training.md)",
+        description="values of the keys that are not set: modern (the defaults below) or documents (those of the FCN "
+        "documents, see training.md)",
     )
     steps: int = Field(600, gt=0, description="optimiser steps, whatever the number of images")
     epochs: int | None = Field(None, gt=0, description="instead of steps: how often each image is seen; unset = steps count")
     batch_size: int = Field(8, gt=0, description="crops per step")
     augment: Literal["crop", "none"] = Field(
         "crop",
-        description="random windows, mirrored half of the time (crop), or whole images resized to the size in crop (none)",
+        description="crop (random windows, mirrored half of the time) or none (whole images, resized to the size in `crop`)",
     )
     crop: tuple[Pixels, Pixels] = Field((240, 320), description="height and width the network trains on")
     scale: tuple[Positive, Positive] = Field((0.75, 1.5), description="range of the random resize before cropping")
@@ -128,13 +132,16 @@ class TrainingSection(Section):
     )
     learning_rate: float = Field(0.01, gt=0, description="of the encoder")
     head_lr_factor: float = Field(5.0, gt=0, description="the score layers learn this many times faster")
-    schedule: Literal["poly", "constant"] = Field("poly", description="the rate falls to 0 as (1 - step/steps)^0.9, or stays")
+    schedule: Literal["poly", "constant"] = Field(
+        "poly", description="of the rate: poly (falls to 0 as (1 - step/steps)^0.9) or constant"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD with Nesterov")
     weight_decay: float = Field(1e-4, ge=0, description="L2, not on norms and biases")
     warmup_steps: int = Field(20, ge=0, description="linear warm-up")
     clip_norm: float = Field(5.0, ge=0, description="largest norm of the gradient; 0 = as it comes")
     class_weights: Literal["none", "median_frequency"] = Field(
-        "none", description="weight of each class in the loss; median_frequency lifts rare ones (Eigen and Fergus, 2015)"
+        "none",
+        description="of each class in the loss: none, or median_frequency, which lifts rare ones (Eigen and Fergus, 2015)",
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="moving average of the weights, which is what is kept; 0 = none")
     validate_every: int = Field(
@@ -145,7 +152,9 @@ class TrainingSection(Section):
     patience: int = Field(5, ge=0, description="stop after this many looks without a better one; 0 = never")
     save_every: int = Field(100, ge=0, description="steps a killed training repeats at most; 0 = all of them")
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
-    start: Literal["pretrained", "champion"] = Field("pretrained", description="where retraining starts from")
+    start: Literal["pretrained", "champion"] = Field(
+        "pretrained", description="where retraining starts from: pretrained (as a first training) or champion"
+    )
     min_train: int = Field(8, gt=0, description="no training below this many annotated training images")
     retrain_after: int = Field(10, gt=0, description="retrain when this many new annotations came in")
     retrain_days: float = Field(7.0, gt=0, description="or after this many days, if there is anything new")
@@ -175,8 +184,22 @@ class TrainingSection(Section):
 class ScoringSection(Section):
     """One pass over the pool."""
 
-    batch_size: int = Field(8, gt=0, description="images of one size per forward pass")
-    chunk_size: int = Field(64, gt=0, description="images per committed chunk; a killed run loses at most this much work")
+    batch_size: int = Field(
+        8, ge=0, description="images of one size per forward pass, fewer where memory is short; 0 = found by trying on a GPU"
+    )
+    chunk_size: int = Field(64, gt=0, description="a killed run loses at most this many finished images")
+    readers: int = Field(0, ge=0, le=256, description="threads that read and decode images; 0 = one for each core, at least 4")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="whether the network is compiled for the common sizes: auto (where that pays), always or never"
+    )
+    budget: str | None = Field(
+        None, description="what a run may take: a duration (2h, 30m) or a number of images (500); unset = all there is"
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _known_budget(cls, value: str | None) -> str | None:
+        return value if value is None else Budget.parse(value).text
 
 
 class SelectionSection(Section):
@@ -207,9 +230,13 @@ class LabelStudioSection(Section):
     token: SecretStr | None = Field(None, description="only by ACTIVESEG_LABELSTUDIO__TOKEN")
     token_file: Path | None = Field(None, description="file (mode 0600) that holds the token")
     project: str = Field("activeseg", min_length=3, max_length=50, description="title of the project, made if missing")
-    mask_kind: Literal["brush", "bitmask"] = Field("brush", description="how masks are sent: BrushLabels or BitmaskLabels")
+    mask_kind: Literal["brush", "bitmask"] = Field(
+        "brush", description="how masks are sent and drawn: brush or bitmask (see label-studio.md)"
+    )
     images: Literal["upload", "local-files", "link"] = Field(
-        "upload", description="how Label Studio gets the images: a copy each, files of its own machine, or links"
+        "upload",
+        description="how Label Studio gets the images: upload (a copy each), local-files (of its own machine) or link (to a "
+        "web server or bucket)",
     )
     link: str | None = Field(
         None,
@@ -226,15 +253,15 @@ class LabelStudioSection(Section):
         1280, ge=64, description="larger images are shown shrunk to this many pixels; '' = never (browsers get slow)"
     )
     entropy_map: Literal["beside", "folded", "none"] = Field(
-        "beside", description="the entropy map: open beside the image, folded away until asked for, or not at all"
+        "beside", description="the entropy map: beside (open, at the image's side), folded (away, until a click) or none"
     )
     uncovered: str = Field(
-        "ignore", min_length=1, description="what a pixel under no region is: 'ignore' (nobody said), or the name of a class"
+        "ignore", min_length=1, description="what a pixel under no region is: ignore (nobody said), or the name of a class"
     )
     consensus: Literal["latest", "majority", "ground_truth"] = Field(
         "latest",
-        description="which mask counts where several people drew: the one changed last, the majority at each pixel, or the one "
-        "starred as ground truth (else the last)",
+        description="which mask counts where several people drew: latest (changed last), majority (at each pixel) or "
+        "ground_truth (the starred one, else the last)",
     )
     rubber_stamp_seconds: float = Field(
         5.0, ge=0, description="an unchanged mask on an uncertain image submitted faster than this is flagged; 0 = never"

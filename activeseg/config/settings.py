@@ -101,7 +101,8 @@ class Settings(BaseSettings):
     def labelstudio_token(self) -> SecretStr:
         """Label Studio's token from the environment or `token_file`. Raises ConfigError where neither is set."""
         section = self.labelstudio
-        token = section.token or (read_secret(self.path(section.token_file)) if section.token_file else None)
+        file = None if section.token_file is None else self.path(section.token_file)
+        token = section.token or (read_secret(file, "[labelstudio] token_file") if file else None)
         if token is None:
             raise ConfigError(
                 "no Label Studio token: set ACTIVESEG_LABELSTUDIO__TOKEN or [labelstudio] token_file "
@@ -122,7 +123,8 @@ class Settings(BaseSettings):
         if not make and section.webhook_secret is None and not file.exists():
             return None
         variable = f"{ENV_PREFIX}LABELSTUDIO__WEBHOOK_SECRET"
-        return own_secret(section.webhook_secret, None, default=file, variable=variable).value
+        setting = "[labelstudio] webhook_secret_file"
+        return own_secret(section.webhook_secret, None, default=file, variable=variable, setting=setting).value
 
 
 def load_settings(path: Path | None = None) -> Settings:

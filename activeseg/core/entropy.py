@@ -47,7 +47,7 @@ class BatchStatistics:
     region_entropy_sum: (N, C) float64, nats over the region (all channels' entropy, not only the one's).
     mean_confidence: (N, C) float64, mean p of the channel over its region; NaN where that is empty.
     class_map: softmax: (N, H, W) uint8 channel numbers, UNLABELED at invalid pixels. sigmoid: (N, C, H, W) bool, the
-        regions, False at invalid pixels.
+        regions, False at invalid pixels. None where it was not asked for.
     """
 
     entropy_sum: Tensor
@@ -60,7 +60,7 @@ class BatchStatistics:
     region_pixels: Tensor
     region_entropy_sum: Tensor
     mean_confidence: Tensor
-    class_map: Tensor
+    class_map: Tensor | None
 
 
 def max_entropy(channels: int, *, sigmoid: bool) -> float:
@@ -84,7 +84,7 @@ def entropy_map(
     classes: channel numbers; only their terms are summed, p still normalised over all channels.
     Raises ConfigError for another shape or dtype, or for channels that are unknown or repeated.
     """
-    _check_logits(logits, at_least=1 if sigmoid else 2)
+    check_logits(logits, at_least=1 if sigmoid else 2)
     chosen = slice(None) if classes is None else _checked_channels(classes, logits.shape[1])
     if sigmoid:
         yes, no = _yes_and_no(logits[:, chosen])
@@ -118,7 +118,7 @@ def reduce_logits(logits: Tensor, valid: Tensor | None = None, *, sigmoid: bool 
     At most three float32 tensors of the logits' size exist at once besides the logits (five with sigmoid).
     Raises ConfigError for another shape or dtype.
     """
-    _check_logits(logits, at_least=1 if sigmoid else 2)
+    check_logits(logits, at_least=1 if sigmoid else 2)
     _check_valid(valid, logits)
     if valid is None:
         valid = torch.ones(logits.shape[0], *logits.shape[2:], dtype=torch.bool, device=logits.device)
@@ -243,7 +243,8 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _check_logits(logits: Tensor, *, at_least: int) -> None:
+def check_logits(logits: Tensor, *, at_least: int) -> None:
+    """Raises ConfigError for anything but floating point (N, C, H, W) with at_least to 255 channels."""
     if logits.ndim != 4 or not logits.is_floating_point():
         raise ConfigError(f"logits: expected floating point of shape (N, C, H, W); got {logits.dtype} {tuple(logits.shape)}")
     if not at_least <= logits.shape[1] <= UNLABELED:

@@ -7,17 +7,19 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from activeseg.errors import ConfigError, MaskError
+
+# Class names are read by commands that see no pixel, and numpy is a fifth of their start: the methods on masks import it.
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 UNLABELED = 255
 """Value of a pixel nobody labelled, in index masks and in training targets. Never a class index."""
 
-Mask = npt.NDArray[Any]
+Mask: TypeAlias = "npt.NDArray[Any]"
 """(H, W) uint8 class indices or, for a label set whose classes overlap, (len(names), H, W) bool planes."""
 
 # A name holds no '#': a mistyped colour must not become part of it.
@@ -112,6 +114,8 @@ class LabelSet:
         Class indices (H, W) -> channel numbers (H, W) uint8. Planes (len(names), H, W) bool -> 0 or 1 for each channel,
         (C, H, W) uint8; UNLABELED in all channels under the ignored class.
         """
+        import numpy as np
+
         if self.overlap:
             targets = mask[list(self.channels)].astype(np.uint8)
             if self.ignore_index is not None:
@@ -127,6 +131,8 @@ class LabelSet:
         Channel numbers (H, W) uint8 -> class indices (H, W) uint8; UNLABELED stays (inverse of `to_channels`). Where
         classes overlap, (C, H, W) bool -> planes (len(names), H, W) bool; nothing is predicted as the ignored class.
         """
+        import numpy as np
+
         if self.overlap:
             planes = np.zeros((len(self.names), *channels.shape[1:]), np.bool_)
             planes[list(self.channels)] = channels
@@ -140,6 +146,8 @@ class LabelSet:
 
         Without overlap: values that are neither a class index nor UNLABELED. With: another shape or dtype than planes.
         """
+        import numpy as np
+
         expected = 3 if self.overlap else 2
         if mask.ndim != expected:
             kind = f"planes ({len(self.names)}, H, W)" if self.overlap else "class indices (H, W)"
@@ -158,6 +166,14 @@ class LabelSet:
                 f"mask values {unknown[:5]} are not classes; expected 0..{len(self.names) - 1} "
                 f"({self.names[0]} .. {self.names[-1]}) or {UNLABELED} for unlabelled: is it an index mask of this label set?"
             )
+
+    def require_labelled(self, mask: Mask) -> None:
+        """Raise MaskError for a mask in which no pixel has a class: nothing can be learned from it, nor judged by it.
+
+        Where classes overlap, an empty mask says that none of them is there.
+        """
+        if not self.overlap and (mask == UNLABELED).all():
+            raise MaskError("no pixel has a class: label what is there, or skip the image")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
@@ -184,7 +200,7 @@ def parse_classes(text: str, *, overlap: bool = False, include_void: bool = Fals
 
     overlap: whether the classes may overlap. include_void: the class marked 'ignore' is a class like any other.
     Missing colours are filled with well separated ones.
-    Raises ConfigError on an empty list, a repeated name or more than one ignored class.
+    Raises ConfigError on an empty list, a repeated name, more than one ignored class, or a mark taken for a name.
     """
     names: list[str] = []
     colors: list[tuple[int, int, int]] = []
@@ -197,9 +213,22 @@ def parse_classes(text: str, *, overlap: bool = False, include_void: bool = Fals
         colors.append(_parse_color(match["color"]) if match["color"] else _default_color(number))
         if match["ignore"]:
             ignored.append(number)
+    if not ignored:
+        _refuse_misplaced_mark(names, text.splitlines())
     if len(ignored) > 1:
         raise ConfigError(f"at most one class may be marked 'ignore'; got {[names[i] for i in ignored]}")
     return LabelSet(tuple(names), tuple(colors), None if include_void or not ignored else ignored[0], overlap)
+
+
+def _refuse_misplaced_mark(names: Iterable[str], lines: list[str]) -> None:
+    """Where no class is marked, 'ignore #000000' and 'void ignore #000000' mean the mark; they would be classes to train."""
+    for number, name in enumerate(names):
+        *before, last = name.split()
+        if last.lower() == "ignore":
+            raise ConfigError(
+                f"class file line {number + 1}: {lines[number].strip()!r} would be a class to train: to leave its pixels out, "
+                f"write '{' '.join(before) or 'void'} #000000 ignore', the mark last; else give it another name"
+            )
 
 
 def _without_trailing_blanks(lines: Iterable[str]) -> list[str]:

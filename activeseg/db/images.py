@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -44,17 +45,52 @@ def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
     return rows
 
 
-def active_uris(session: Session, prefix: str) -> dict[str, int]:
-    """uri -> image id of active and quarantined images of the pool and of whatever else lies below `prefix`.
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """What is recorded of one content of a file. decodes: it once could be decoded; stamp: as the storage gave it."""
+
+    id: int
+    uri: str
+    sha256: str
+    size: int
+    stamp: str | None
+    status: ImageStatus
+    decodes: bool
+
+
+def known_files(session: Session, uris: Sequence[str]) -> dict[str, list[KnownFile]]:
+    """All rows of these files, every content they ever had; without the cost of whole Image objects."""
+    columns = (Image.id, Image.uri, Image.sha256, Image.size_bytes, Image.stamp, Image.status, Image.width.is_not(None))
+    rows: dict[str, list[KnownFile]] = {}
+    for block in blocks(uris):
+        for row in session.execute(sa.select(*columns).where(Image.uri.in_(block)).order_by(Image.id)):
+            rows.setdefault(row.uri, []).append(KnownFile(*row))
+    return rows
+
+
+def newest_id(session: Session) -> int:
+    """The largest id there is, 0 where there is none."""
+    return session.scalar(sa.select(sa.func.max(Image.id))) or 0
+
+
+def present(session: Session, prefix: str) -> Iterator[int]:
+    """Ids of active and quarantined images of the pool and of whatever else lies below `prefix`, a few at a time.
 
     Not those labelled ones without a split that lie elsewhere: they belong to an imported data set.
     """
     elsewhere = sa.and_(Image.split == Split.POOL, Image.id.not_in(_LABELLED))
-    statement = sa.select(Image.uri, Image.id).where(
+    statement = sa.select(Image.id).where(
         sa.or_(Image.uri.startswith(prefix, autoescape=True), elsewhere),
         Image.status.in_([ImageStatus.ACTIVE, ImageStatus.QUARANTINED]),
     )
-    return {row.uri: row.id for row in session.execute(statement)}
+    yield from session.scalars(statement.execution_options(yield_per=10_000))
+
+
+def record_stamps(session: Session, stamps: Mapping[int, str | None]) -> None:
+    """Note what the storage says of the files that were just read. image id -> stamp."""
+    rows = [{"id": image_id, "stamp": stamp} for image_id, stamp in stamps.items()]
+    if rows:
+        session.execute(sa.update(Image), rows)
 
 
 def retire(session: Session, image_ids: Sequence[int], status: ImageStatus) -> None:

@@ -85,11 +85,12 @@ def ranking(
     score, source = _score_of(config, class_indices)
     statement = sa.select(Image.id, Image.uri, score, Score.entropy_mean, Score.valid_pixels).select_from(source)
     statement = statement.join(Image, Image.id == Score.image_id).where(Score.scoring_config_id == config)
+    if not class_indices:
+        statement = in_ranking_order(statement)
     if pool_only:
         statement = statement.where(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
     if after is not None:
-        # The leading score <= s makes the whole predicate an index range.
-        statement = statement.where(score <= after.score, sa.or_(score < after.score, Score.image_id > after.image_id))
+        statement = statement.where(after_row(score, after.score, after.image_id))
     statement = statement.order_by(score.desc(), Score.image_id).limit(limit)
     first = after.rank + 1 if after else 1
     rows = session.execute(statement)
@@ -97,6 +98,17 @@ def ranking(
         RankingRow(rank, image_id, uri, value, mean, pixels, checkpoint.model_version)
         for rank, (image_id, uri, value, mean, pixels) in enumerate(rows, first)
     ]
+
+
+def in_ranking_order(statement: Any) -> Any:
+    """Make SQLite walk the ranking's index: it plans without regard to LIMIT and may rather sort everything."""
+    return statement.with_hint(Score, "INDEXED BY ix_scores_ranking", "sqlite")
+
+
+def after_row(score: Any, value: float, image_id: int) -> sa.ColumnElement[bool]:
+    """Rows of `scores` behind this one in the ranking by `score`."""
+    # The leading score <= s makes the whole predicate an index range.
+    return sa.and_(score <= value, sa.or_(score < value, Score.image_id > image_id))
 
 
 def _score_of(config: int, class_indices: Sequence[int]) -> tuple[Any, sa.FromClause]:

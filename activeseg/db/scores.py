@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
+from activeseg.db.bulk import insert_rows
+from activeseg.db.database import Database
 from activeseg.db.images import blocks
 from activeseg.db.models import (
     ClassScoreRow,
@@ -23,7 +27,11 @@ from activeseg.db.models import (
     Split,
 )
 from activeseg.db.models.columns import now
-from activeseg.records import ImageRef, ImageScore, RankedImage
+from activeseg.db.rankings import after_row, in_ranking_order
+from activeseg.errors import NonFiniteScoreError
+from activeseg.records import ClassScore, ImageRef, ImageScore, RankedImage
+
+IN_POOL = sa.and_(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
 
 
 def find_config(session: Session, checkpoint_id: int, definition: Mapping[str, Any]) -> int | None:
@@ -60,42 +68,116 @@ def unscored(session: Session, scoring_config_id: int) -> list[ImageRef]:
     return [ImageRef(*row) for row in session.execute(statement)]
 
 
+def count_unscored(session: Session, scoring_config_id: int) -> int:
+    """How many active pool images have no score under this configuration."""
+    scored = sa.exists().where(Score.scoring_config_id == scoring_config_id, Score.image_id == Image.id)
+    return session.scalar(sa.select(sa.func.count()).select_from(Image).where(IN_POOL, ~scored)) or 0
+
+
+def previous_config(session: Session, scoring_config_id: int) -> int | None:
+    """The other configuration, of any checkpoint, that was scored with last; None where none ever wrote a score."""
+    wrote = sa.exists().where(Score.scoring_config_id == ScoringRun.scoring_config_id)
+    statement = sa.select(ScoringRun.scoring_config_id).where(ScoringRun.scoring_config_id != scoring_config_id, wrote)
+    return session.scalar(statement.order_by(ScoringRun.id.desc()).limit(1))
+
+
+def work_pages(
+    database: Database, scoring_config_id: int, *, previous: int | None = None, page: int = 1024
+) -> Iterator[list[ImageRef]]:
+    """Active pool images without a score under this configuration, at most `page` at a time.
+
+    With `previous`, another configuration: images it never scored first, by id, then the others by its summed entropy,
+    highest first, ties by id. Without: all by id. Every page is read when it is asked for, in a transaction of its own
+    that begins where the one before ended: what was scored or set aside meanwhile is left out, nothing comes twice, and
+    memory does not grow with the pool but by a bit an image.
+    """
+    handed_out = _Bits()
+    after = 0
+    while rows := _page(database, _by_id(scoring_config_id, previous, after).limit(page)):
+        after = rows[-1].id
+        handed_out.add(row.id for row in rows)
+        yield [ImageRef(row.id, row.uri, row.sha256) for row in rows]
+    last: tuple[float, int] | None = None
+    while previous is not None and (rows := _page(database, _by_previous(scoring_config_id, previous, last).limit(page))):
+        last = (rows[-1].entropy_sum, rows[-1].id)
+        # The previous configuration may have gone on while new images were handed out.
+        fresh = [ImageRef(row.id, row.uri, row.sha256) for row in rows if row.id not in handed_out]
+        if fresh:
+            yield fresh
+
+
+class _Bits:
+    """A set of small positive integers."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def add(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            place = number >> 3
+            if place >= len(self._bytes):
+                self._bytes.extend(bytes(place + 1024 - len(self._bytes)))
+            self._bytes[place] |= 1 << (number & 7)
+
+    def __contains__(self, number: int) -> bool:
+        place = number >> 3
+        return place < len(self._bytes) and bool(self._bytes[place] & (1 << (number & 7)))
+
+
+def _page(database: Database, statement: Any) -> Sequence[Any]:
+    with database.read() as session:
+        return session.execute(statement).all()
+
+
+def _by_id(config: int, previous: int | None, after: int) -> Any:
+    statement = sa.select(Image.id, Image.uri, Image.sha256).where(IN_POOL, Image.id > after, _lacks(config))
+    if previous is not None:
+        statement = statement.where(_lacks(previous))
+    return statement.order_by(Image.id)
+
+
+def _by_previous(config: int, previous: int, last: tuple[float, int] | None) -> Any:
+    statement = sa.select(Image.id, Image.uri, Image.sha256, Score.entropy_sum).select_from(Score)
+    statement = statement.join(Image, Image.id == Score.image_id)
+    statement = statement.where(Score.scoring_config_id == previous, IN_POOL, _lacks(config))
+    if last is not None:
+        statement = statement.where(after_row(Score.entropy_sum, *last))
+    return in_ranking_order(statement.order_by(Score.entropy_sum.desc(), Score.image_id))
+
+
+def _lacks(config: int) -> sa.ColumnElement[bool]:
+    """No score under this configuration: one look-up a row, which neither planner turns into a join of everything."""
+    other = aliased(Score)
+    found = sa.select(sa.true()).where(other.scoring_config_id == config, other.image_id == Image.id)
+    return found.scalar_subquery().is_not(sa.true())
+
+
 def insert_scores(session: Session, run: ScoringRun, scores: Sequence[ImageScore]) -> None:
-    """Append a chunk of scores and their class scores."""
-    if not scores:
-        return
+    """Append a chunk of scores and their class scores, in bulk. Raises NonFiniteScoreError before anything is written."""
+    for score in scores:
+        _require_finite(score)
+    session.flush()
     config, when = run.scoring_config_id, now()
-    session.execute(sa.insert(Score), [_score_row(score, config, run.id, when) for score in scores])
-    rows = [_class_row(score.image_id, config, part) for score in scores for part in score.classes]
-    session.execute(sa.insert(ClassScoreRow), rows)
+    rows = ((config, score.image_id, run.id, *(getattr(score, name) for name in _STATISTICS), when) for score in scores)
+    insert_rows(session, Score, ("scoring_config_id", "image_id", "scoring_run_id", *_STATISTICS, "scored_at"), rows)
+    parts = (
+        (config, score.image_id, *(getattr(part, name) for name in _CLASS_STATISTICS))
+        for score in scores
+        for part in score.classes
+    )
+    insert_rows(session, ClassScoreRow, ("scoring_config_id", "image_id", *_CLASS_STATISTICS), parts)
 
 
-def _score_row(score: ImageScore, config: int, run_id: int, when: Any) -> dict[str, Any]:
-    return {
-        "scoring_config_id": config,
-        "image_id": score.image_id,
-        "scoring_run_id": run_id,
-        "entropy_sum": score.entropy_sum,
-        "entropy_mean": score.entropy_mean,
-        "valid_pixels": score.valid_pixels,
-        "entropy_share": score.entropy_share,
-        "margin_mean": score.margin_mean,
-        "least_confidence_mean": score.least_confidence_mean,
-        "grid": list(score.grid),
-        "scored_at": when,
-    }
+_STATISTICS = tuple(field.name for field in fields(ImageScore) if field.name not in ("image_id", "classes"))
+_CLASS_STATISTICS = tuple(field.name for field in fields(ClassScore))
 
 
-def _class_row(image_id: int, config: int, part: Any) -> dict[str, Any]:
-    return {
-        "scoring_config_id": config,
-        "image_id": image_id,
-        "class_index": part.class_index,
-        "channel_entropy_sum": part.channel_entropy_sum,
-        "region_pixels": part.region_pixels,
-        "region_entropy_sum": part.region_entropy_sum,
-        "mean_confidence": part.mean_confidence,
-    }
+def _require_finite(score: ImageScore) -> None:
+    single = (score.entropy_sum, score.entropy_mean, score.entropy_share, score.margin_mean, score.least_confidence_mean)
+    by_class = (part.channel_entropy_sum + part.region_entropy_sum + (part.mean_confidence or 0.0) for part in score.classes)
+    # A sum is finite only where all its parts are; SQLite would store NaN as NULL.
+    if not math.isfinite(sum(single) + sum(score.grid) + sum(by_class)):
+        raise NonFiniteScoreError(f"image {score.image_id}: expected finite scores, got {score}; nothing was written")
 
 
 def coverage(session: Session, scoring_config_id: int) -> float:

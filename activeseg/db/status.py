@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import annotators, checkpoints, images, rounds, scores, truth
+from activeseg.db import annotators, checkpoints, images, quarantine, rounds, scores, splits, truth
 from activeseg.db.models import (
-    Annotation,
-    AnnotationStatus,
     Image,
     ImageStatus,
     JournalState,
@@ -21,8 +20,11 @@ from activeseg.db.models import (
     Split,
 )
 from activeseg.db.rankings import latest_scoring_config
+from activeseg.db.standstill import why_no_round
+from activeseg.wording import counted
 
 ROUNDS_SHOWN = 10
+QUARANTINED_SHOWN = 5
 
 
 def read_status(session: Session, settings: Settings) -> dict[str, Any]:
@@ -33,10 +35,12 @@ def read_status(session: Session, settings: Settings) -> dict[str, Any]:
         "champion": _champion(session),
         "images": {_name(split, status): count for (split, status), count in sorted(counts.items())},
         "annotations": len(truth.current(session)),
+        "annotations_by_split": {split.value: count for split, count in splits.annotated(session).items()},
         "new_annotations": truth.untrained(session),
         "coverage": _coverage(session, champion.id) if champion else None,
         "rounds": _rounds(session),
-        "next": _next(session, settings, counts),
+        "next": _next(session, settings),
+        "quarantined": _quarantined(session),
         "annotators": (people := annotators.overview(session)),
         "problems": [*_problems(session), *_rubber_stamps(people, settings.labelstudio.rubber_stamp_seconds)],
     }
@@ -75,47 +79,73 @@ def _rounds(session: Session) -> list[dict[str, Any]]:
     return [dict(row) for row in session.execute(statement).mappings()]
 
 
-def _next(session: Session, settings: Settings, counts: dict[tuple[Split, ImageStatus], int]) -> list[str]:
+def _quarantined(session: Session) -> dict[str, Any]:
+    count, latest = quarantine.quarantined(session, limit=QUARANTINED_SHOWN)
+    return {"annotations": count, "latest": [asdict(one) for one in latest]}
+
+
+def _next(session: Session, settings: Settings) -> list[str]:
     """What a person, or the next `activeseg round run`, will do."""
     lines = []
     open_tasks = rounds.open_tasks(session)
     if open_tasks:
         where = "Label Studio" if settings.labelstudio.url else "`activeseg dataset import --split query`"
-        lines.append(f"{open_tasks} images wait for annotators ({where})")
+        lines.append(f"{counted(open_tasks, 'image')} to annotate ({where})")
+    if waiting := splits.annotated(session)[Split.POOL]:
+        lines.append(_division(waiting, splits.wait_ends_at(session, settings)))
     labeled = len(truth.current(session, split=Split.TRAIN))
     needed = settings.training.min_train
     if checkpoints.champion(session) is None and labeled < needed:
-        lines.append(f"first training after {needed - labeled} more annotated training images ({labeled} of {needed})")
+        more = counted(needed - labeled, "more annotated training image")
+        lines.append(f"first training after {more} ({labeled} of {needed})")
     if checkpoints.champion(session) is not None and not truth.current(session, split=Split.VAL):
         lines.append("no validation images: nothing but the first checkpoint can be promoted (`activeseg dataset import`)")
     begun = rounds.unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED)
     lines += [f"round {row.number} goes on at '{row.status.value}' with `activeseg round run`" for row in begun]
-    if not lines:
-        lines.append("`activeseg round run` opens a round")
+    if not images.count_by_status(session):
+        lines.insert(0, f"put images into {settings.images_uri} and run `activeseg pool sync`")
+    elif not open_tasks and not begun:
+        left = scores.has_candidates(session, None)
+        lines.append("`activeseg round run` opens a round" if left else why_no_round(session, settings))
     return lines
+
+
+def _division(waiting: int, wanted: int | None) -> str:
+    """What annotated images without a split wait for."""
+    images_waiting = counted(waiting, "annotated image")
+    if wanted is None:
+        return f"{images_waiting} without a split: `activeseg round run` divides them into training and validation"
+    return f"{images_waiting} of {wanted} to divide into training and validation; fewer will do when no task is open"
 
 
 def _problems(session: Session) -> list[str]:
     lines = [f"round {row.number}: {row.error}" for row in session.scalars(sa.select(Round).where(Round.error.is_not(None)))]
-    lines += _counted(session, Image, ImageStatus.QUARANTINED, "images")
-    lines += _counted(session, Annotation, AnnotationStatus.QUARANTINED, "annotations")
+    lines += _quarantined_images(session)
+    total, latest = quarantine.quarantined(session, limit=QUARANTINED_SHOWN)
+    lines += [f"annotation quarantined: {one.name}: {one.reason}" for one in latest]
+    if total > len(latest):
+        lines.append(f"{counted(total - len(latest), 'more annotation')} quarantined")
     doubtful = sa.select(sa.func.count()).select_from(PushJournal)
     doubtful = doubtful.where(PushJournal.state.in_([JournalState.INTENDED, JournalState.DOUBT]))
     if count := session.scalar(doubtful):
-        lines.append(f"{count} sending calls ended in doubt; the next push looks their tasks up")
+        lines.append(f"{counted(count, 'sending call')} ended in doubt; the next push looks the tasks up")
     return lines
 
 
 def _rubber_stamps(people: list[dict[str, Any]], seconds: float) -> list[str]:
     return [
-        f"annotator {one['annotator'] or 'without a name'}: {one['rubber_stamps']} of {one['annotations']} masks unchanged "
-        f"within {seconds:g} s on uncertain images"
+        f"annotator {one['annotator'] or 'without a name'}: {one['rubber_stamps']} of {counted(one['annotations'], 'mask')} "
+        f"unchanged within {seconds:g} s on uncertain images"
         for one in people
         if one["rubber_stamps"]
     ]
 
 
-def _counted(session: Session, table: Any, status: Any, what: str) -> list[str]:
-    statement = sa.select(table.reason, sa.func.count()).where(table.status == status).group_by(table.reason)
-    rows = session.execute(statement.order_by(sa.func.count().desc()).limit(3))
-    return [f"{count} {what} quarantined: {reason}" for reason, count in rows]
+def _quarantined_images(session: Session) -> list[str]:
+    """The commonest reasons, each with one image."""
+    statement = sa.select(Image.reason, sa.func.count(), sa.func.min(Image.uri)).group_by(Image.reason)
+    statement = statement.where(Image.status == ImageStatus.QUARANTINED).order_by(sa.func.count().desc()).limit(3)
+    return [
+        f"{counted(count, 'image')} quarantined{f', such as {uri}' if count > 1 else f', {uri}'}: {reason}"
+        for reason, count, uri in session.execute(statement)
+    ]

@@ -13,23 +13,54 @@ WHERE p.id = (SELECT max(id) FROM promotions WHERE decision <> 'refused')
 
 # The champion's configuration that was scored with last: changing a setting and changing it back keeps working.
 CHAMPION_SCORING_CONFIG = """
-SELECT r.scoring_config_id, ch.checkpoint_id, ch.model_version
-FROM champion ch JOIN scoring_configs sc ON sc.checkpoint_id = ch.checkpoint_id
-JOIN scoring_runs r ON r.scoring_config_id = sc.id
+SELECT r.scoring_config_id, c.id AS checkpoint_id, c.model_version
+FROM scoring_runs r
+JOIN scoring_configs sc ON sc.id = r.scoring_config_id
+JOIN checkpoints c ON c.id = sc.checkpoint_id
 WHERE r.id = (
     SELECT max(r2.id) FROM scoring_runs r2 JOIN scoring_configs sc2 ON sc2.id = r2.scoring_config_id
-    WHERE sc2.checkpoint_id = ch.checkpoint_id
+    WHERE sc2.checkpoint_id = (SELECT checkpoint_id FROM champion)
 )
 """
 
+# The configuration is a scalar, so that both planners read ix_scores_ranking in its order and stop at the LIMIT. The rank
+# must number the whole pool: it stands where it is left out of a query that does not ask for it, and conditions on the
+# other columns still reach the index. SQLite leaves out a scalar subquery (and numbers once, into an automatic index),
+# PostgreSQL an outer join that is known to find one row at most, by its GROUP BY. Neither can do the other's. CROSS JOIN
+# keeps SQLite, which plans without regard to LIMIT, from beginning at the images and sorting once ANALYZE was run.
 UNCERTAINTY_RANKING = """
-SELECT row_number() OVER (ORDER BY s.entropy_sum DESC, s.image_id) AS rank,
+SELECT (
+           SELECT place.rank
+           FROM (
+               SELECT s2.image_id, row_number() OVER (ORDER BY s2.entropy_sum DESC, s2.image_id) AS rank
+               FROM scores s2 CROSS JOIN images i2
+               WHERE i2.id = s2.image_id AND s2.scoring_config_id = (SELECT scoring_config_id FROM champion_scoring_config)
+                 AND i2.split = 'pool' AND i2.status = 'active'
+           ) place
+           WHERE place.image_id = s.image_id
+       ) AS rank,
        s.image_id, i.uri, s.entropy_sum, s.entropy_mean, s.valid_pixels, s.entropy_share, s.margin_mean,
-       s.least_confidence_mean, cc.model_version, s.scored_at
-FROM champion_scoring_config cc
-JOIN scores s ON s.scoring_config_id = cc.scoring_config_id
+       s.least_confidence_mean, (SELECT model_version FROM champion) AS model_version, s.scored_at
+FROM scores s
+CROSS JOIN images i
+WHERE i.id = s.image_id AND s.scoring_config_id = (SELECT scoring_config_id FROM champion_scoring_config)
+  AND i.split = 'pool' AND i.status = 'active'
+"""
+UNCERTAINTY_RANKING_POSTGRESQL = """
+SELECT place.rank,
+       s.image_id, i.uri, s.entropy_sum, s.entropy_mean, s.valid_pixels, s.entropy_share, s.margin_mean,
+       s.least_confidence_mean, (SELECT model_version FROM champion) AS model_version, s.scored_at
+FROM scores s
 JOIN images i ON i.id = s.image_id
-WHERE i.split = 'pool' AND i.status = 'active'
+LEFT JOIN (
+    SELECT s2.image_id, row_number() OVER (ORDER BY max(s2.entropy_sum) DESC, s2.image_id) AS rank
+    FROM scores s2 JOIN images i2 ON i2.id = s2.image_id
+    WHERE s2.scoring_config_id = (SELECT scoring_config_id FROM champion_scoring_config)
+      AND i2.split = 'pool' AND i2.status = 'active'
+    GROUP BY s2.image_id
+) place ON place.image_id = s.image_id
+WHERE s.scoring_config_id = (SELECT scoring_config_id FROM champion_scoring_config)
+  AND i.split = 'pool' AND i.status = 'active'
 """
 
 UNCERTAINTY_RANKING_HISTORY = """
@@ -81,7 +112,8 @@ GROUP BY r.id, r.number, r.status, r.acquisition, r.opened_at, r.pushed_at, r.cl
 
 SCORING_THROUGHPUT = """
 SELECT r.id AS scoring_run_id, c.model_version, r.device, r.images_planned, r.images_done, r.images_failed,
-       r.images_per_second, r.coverage, r.started_at, r.ended_at
+       r.images_per_second, r.coverage, r.started_at, r.ended_at, r.compile_seconds, r.compiled_images,
+       r.waiting_decode, r.waiting_device, r.waiting_database, r.batch_size, r.work_order, r.budget
 FROM scoring_runs r
 JOIN scoring_configs sc ON sc.id = r.scoring_config_id
 JOIN checkpoints c ON c.id = sc.checkpoint_id
@@ -121,3 +153,6 @@ VIEWS: dict[str, str] = {
     "annotators": ANNOTATORS,
 }
 """In the order they must be created; later ones read earlier ones."""
+
+POSTGRESQL_VIEWS: dict[str, str] = {"uncertainty_ranking": UNCERTAINTY_RANKING_POSTGRESQL}
+"""What says the same in other words on PostgreSQL."""

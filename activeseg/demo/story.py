@@ -36,6 +36,7 @@ from activeseg.stages.dataset import import_dataset
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.promote import promote_challengers
 from activeseg.stages.train import train_challenger
+from activeseg.wording import counted
 from activeseg.workspace import Workspace, open_workspace
 
 ANNOTATOR = "annotator@example.com"
@@ -244,7 +245,7 @@ def _annotate(
     arguments = ["--url", server.url, "--token-file", str(state / "annotator-token"), "--project", str(project)]
     arguments += ["--truth", str(truth), "--seed", str(row.number)]
     output = _run("activeseg.demo.annotator", arguments)
-    story.say(f"  annotator: {len(output.splitlines())} tasks answered in Label Studio")
+    story.say(f"  annotator: {counted(len(output.splitlines()), 'task')} answered in Label Studio")
 
 
 def _annotate_offline(workspace: Workspace, row: Round, truth: Path, state: Path) -> None:

@@ -23,6 +23,7 @@ from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.server import RunningServer
 from activeseg.nn.checkpoint import load_checkpoint
 from activeseg.nn.device import pick_device
+from activeseg.wording import counted
 from activeseg.workspace import Workspace
 
 RANKS_SHOWN = 5
@@ -43,7 +44,9 @@ def print_ranking(console: Console, workspace: Workspace, row: Round) -> None:
         table.add_row(str(item.rank), Path(item.uri).name, f"{item.score:,.0f}", f"{item.entropy_mean:.3f}", arm)
     console.print(table)
     control = sum(arm == "control" for arm in arms.values())
-    console.print(f"  asked for: {len(arms) - control} most uncertain images and {control} drawn at random", highlight=False)
+    console.print(
+        f"  asked for: {counted(len(arms) - control, 'most uncertain image')} and {control} drawn at random", highlight=False
+    )
 
 
 def print_round(console: Console, workspace: Workspace, row: Round) -> None:

@@ -13,9 +13,10 @@ from activeseg.core.entropy import entropy_map, max_entropy, predicted_channels
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.errors import ConfigError, ImageError
 from activeseg.imaging.decode import decode_image, resize_short_side
+from activeseg.nn.batches import Loaded
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import to_pixels
-from activeseg.nn.infer import Loaded, at_size, forward
+from activeseg.nn.infer import at_size, forward
 
 
 @dataclass(frozen=True, slots=True, eq=False)

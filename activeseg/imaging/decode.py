@@ -23,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from activeseg.errors import DataError, ImageError
+from activeseg.records import InputPolicy
 
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 """Formats that are read; anything else is refused."""
@@ -43,6 +44,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _PLUGINS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
     "JPEG": JpegImageFile,
@@ -61,6 +63,14 @@ class ImageInfo:
     format: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """An image as an input policy wants it. pixels: (h, w, 3) uint8. size: (H, W) of the image itself, upright."""
+
+    pixels: Pixels
+    size: tuple[int, int]
+
+
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     """Pixels (H, W, 3) uint8 RGB of an encoded image, upright (EXIF orientation applied).
 
@@ -70,13 +80,28 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     Raises ImageError, with a reason of at most 200 printable characters, on anything else: an unknown format, more than
     `max_pixels` pixels (known from the header, before decoding), truncated or damaged data, 32-bit or float samples.
     """
-    return _decode(data, max_pixels)[0]
+    return _decode(data, max_pixels)[0].pixels
+
+
+def decode_input(data: bytes, policy: InputPolicy, *, max_pixels: int) -> Decoded:
+    """Pixels as `policy` wants them: its short side and, with `reduced`, JPEGs decoded at a fraction of their size.
+
+    Reduced are JPEGs whose shorter side is at least twice the policy's: to the half, quarter or eighth of their size that is
+    still no smaller, by scaling the discrete cosine transform (libjpeg's, through Pillow's draft mode). The rest of the way
+    is `resize_short_side`'s, and so is all of it for any other image. The size comes out the same both ways.
+    Raises ImageError exactly where `decode_image` does, but for damage in the part of a JPEG that is left out.
+    """
+    decoded = _decode(data, max_pixels, policy.short_side if policy.reduced else None)[0]
+    if policy.short_side is None:
+        return decoded
+    size = _resized(decoded.size, policy.short_side)
+    return Decoded(_resize(decoded.pixels, size), decoded.size)
 
 
 def probe(data: bytes, *, max_pixels: int) -> ImageInfo:
     """Size and format of an image that decodes completely. Raises ImageError exactly where `decode_image` does."""
-    pixels, name = _decode(data, max_pixels)
-    return ImageInfo(pixels.shape[1], pixels.shape[0], name)
+    decoded, name = _decode(data, max_pixels)
+    return ImageInfo(decoded.size[1], decoded.size[0], name)
 
 
 def resize_short_side(image: Pixels, short_side: int | None) -> Pixels:
@@ -85,12 +110,21 @@ def resize_short_side(image: Pixels, short_side: int | None) -> Pixels:
     Pillow's BILINEAR, which averages over the whole source area when shrinking, without an integer reduction first
     (`reducing_gap`): that saves a tenth of the time at 12 megapixels and changes the pixels.
     """
-    height, width = image.shape[:2]
-    if short_side is None or short_side == min(height, width):
+    if short_side is None:
         return image
-    scale = short_side / min(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return _resize(image, _resized((image.shape[0], image.shape[1]), short_side))
+
+
+def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(H, W) with the shorter one `short_side`, aspect kept."""
+    scale = short_side / min(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _resize(image: Pixels, size: tuple[int, int]) -> Pixels:
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def detect_format(data: bytes) -> str | None:
@@ -119,12 +153,20 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """The image with its EXIF orientation applied. An unreadable EXIF block counts as none, as in browsers."""
+    return _turn(image, _orientation(image))
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return image
-    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 @contextmanager
@@ -138,14 +180,24 @@ def decoding_errors(name: str) -> Iterator[None]:
         raise ImageError(_reason(name, error)) from error
 
 
-def _decode(data: bytes, max_pixels: int) -> tuple[Pixels, str]:
+def _decode(data: bytes, max_pixels: int, short_side: int | None = None) -> tuple[Decoded, str]:
+    """short_side: a JPEG at least twice as large is decoded reduced, and comes with this one."""
     name = detect_format(data)
     if name is None:
         raise ImageError(_unknown(data))
     with decoding_errors(name), _PLUGINS[name](BytesIO(data)) as image:
-        check_pixels(*image.size, max_pixels)
+        width, height = image.size
+        check_pixels(width, height, max_pixels)
+        # Does nothing but for JPEG. The box is the image's part of what is decoded, whose last blocks may reach beyond it.
+        drafted = image.draft(None, (short_side, short_side)) if short_side else None
         image.load()
-        return np.array(_to_rgb(_to_eight_bits(turn_upright(image)))), name
+        orientation = _orientation(image)
+        if short_side and drafted and image.size != (width, height):
+            rows, columns = _resized((height, width), short_side)
+            upright = _turn(_to_rgb(image).resize((columns, rows), Image.Resampling.BILINEAR, drafted[1]), orientation)
+        else:
+            upright = _to_rgb(_to_eight_bits(_turn(image, orientation)))
+        return Decoded(np.array(upright), (width, height) if orientation in _SIDEWAYS else (height, width)), name
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

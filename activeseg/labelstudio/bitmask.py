@@ -11,6 +11,7 @@ import binascii
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
@@ -30,6 +31,7 @@ _PALETTE, _RGBA = 3, 6
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), _PALETTE: (1, 2, 4, 8), 4: (8, 16), _RGBA: (8, 16)}
 _CHANNELS = {0: 1, 2: 3, _PALETTE: 1, 4: 2, _RGBA: 4}
 _LEFT, _UP = 1, 2  # row filters of PNG: bytes less those of the pixel to the left, less those above (0: as they are)
+_END = bytes.fromhex("0000000049454e44ae426082")  # the last chunk of every PNG
 _SLACK = 1 << 16  # bytes a PNG may have beyond its largest possible pixels
 
 
@@ -52,9 +54,15 @@ def encode_bitmask(mask: BoolMask) -> str:
     # Less the row above, a mask is nearly all zeros. zlib's run-length strategy packs them smaller than its slowest level
     # packs the plain rows, in a tenth of the time.
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", mask.shape[1], mask.shape[0], 1, _PALETTE, 0, 0, 0)
-    data = _write(header, bytes(6), b"\0\xff", packer.compress(rows.tobytes()) + packer.flush())
-    return _DATA_URL + binascii.b2a_base64(data, newline=False).decode("ascii")
+    pixels = _chunk(b"IDAT", packer.compress(rows.tobytes()) + packer.flush())
+    return _DATA_URL + binascii.b2a_base64(_start(*mask.shape) + pixels + _END, newline=False).decode("ascii")
+
+
+@lru_cache(maxsize=64)
+def _start(height: int, width: int) -> bytes:
+    """What stands before the pixels of a bitmask: many of one size are written one after the other."""
+    header = struct.pack(">IIBBBBB", width, height, 1, _PALETTE, 0, 0, 0)
+    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"PLTE", bytes(6)) + _chunk(b"tRNS", b"\0\xff")
 
 
 def decode_bitmask(url: str, height: int, width: int) -> BoolMask:

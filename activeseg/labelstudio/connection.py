@@ -13,14 +13,15 @@ import numpy as np
 
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.db.models import LabelingProject
-from activeseg.errors import ActivesegError, LabelSetMismatch, LabelStudioError, LabelStudioUnauthorized
+from activeseg.errors import ActivesegError, LabelStudioError, LabelStudioUnauthorized
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.install import SERVER_VERSION
-from activeseg.labelstudio.labeling import MaskKind, config_labels
+from activeseg.labelstudio.labeling import MaskKind
 from activeseg.labelstudio.regions import mask_to_result, result_to_mask
 from activeseg.labelstudio.registration import open_project
 from activeseg.labelstudio.tasks import task_payload
+from activeseg.wording import counted
 from activeseg.workspace import Workspace
 
 TEST_KEY = "activeseg-connection-test"
@@ -52,15 +53,15 @@ def check_connection(workspace: Workspace, client: LabelStudioClient) -> Iterato
     try:
         yield Check("server", True, _server(client))
         yield Check("token", True, _token(client))
-        trying = "project"
+        trying, section = "project", workspace.settings.labelstudio
+        there = client.find_project(section.project, workspace.label_set, section.mask_kind) is not None
         project = open_project(workspace, client)
-    except LabelSetMismatch as error:
-        yield Check("project", False, f"{error}{_difference(workspace, client)}")
-        return
     except ActivesegError as error:
         yield Check("token" if isinstance(error, LabelStudioUnauthorized) else trying, False, str(error))
         return
-    yield Check("project", True, f"{project.external_project_id} {project.title!r} has these {_classes(workspace.label_set)}")
+    classes = _classes(workspace.label_set)
+    state = f"was there, with these {classes}" if there else f"was made, with {classes}"
+    yield Check("project", True, f"{project.external_project_id} {project.title!r} {state}: {project.page}")
     undo: list[Undo] = []
     try:
         yield from _tried(workspace, client, project, undo)
@@ -144,23 +145,7 @@ def _token(client: LabelStudioClient) -> str:
 
 def _classes(label_set: LabelSet) -> str:
     kind = "that may overlap" if label_set.overlap else "that exclude each other"
-    return f"{len(label_set.names)} classes {kind}"
-
-
-def _difference(workspace: Workspace, client: LabelStudioClient) -> str:
-    """Which classes differ: with many of them, two long lists do not show it."""
-    title = workspace.settings.labelstudio.project
-    found = client.http.get("/api/projects/", {"title": title, "page_size": 100})
-    with client.http.expecting("GET /api/projects/"):
-        same = [item for item in found["results"] if item["title"] == title]
-        theirs = config_labels(min(same, key=lambda item: int(item["id"]))["label_config"]) if same else []
-    ours = list(workspace.label_set.names)
-    missing, only = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
-    told = (("missing there", missing), ("only there", only))
-    parts = [f"{what}: {', '.join(names)}" for what, names in told if names]
-    if not parts and theirs != ours:
-        parts = ["the same classes in another order"]
-    return f" ({'; '.join(parts)})" if parts else ""
+    return f"{counted(len(label_set.names), 'class', 'classes')} {kind}"
 
 
 def _upload(client: LabelStudioClient, project_id: int, undo: list[Undo]) -> str:
@@ -201,7 +186,8 @@ def _round_trip(workspace: Workspace, client: LabelStudioClient, project: Labeli
     exported = client.export_tasks(number, [task])
     submitted = exported[0]["annotations"] if exported else []
     _same(workspace.label_set, mask, submitted[0]["result"] if submitted else [], "as an annotation")
-    return f"a mask of all {len(workspace.label_set.names)} classes came back pixel by pixel as {kind} masks"
+    classes = counted(len(workspace.label_set.names), "class", "classes")
+    return f"a mask of {classes} came back pixel by pixel as {kind} masks"
 
 
 def _leave_no_test_task(client: LabelStudioClient, project_id: int) -> None:

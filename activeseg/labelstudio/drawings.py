@@ -107,6 +107,7 @@ class Drawing:
 
     def _attach_mask(self, row: Annotation, ours: KnownTask, submission: Submission, prediction: _Prediction | None) -> None:
         drawn = self._decode(ours, submission)
+        self.label_set.require_labelled(drawn.mask)
         if prediction is not None:
             row.changed_share = changed_share(prediction.shown, drawn.mask)
         if prediction is not None and prediction.as_stored and row.changed_share == 0:

@@ -1,7 +1,8 @@
 """HTTP to Label Studio: tokens, one-line errors, and which calls may be repeated.
 
 Idempotent calls are repeated a little where the network or the server stumbles. A creating call is sent exactly once:
-where its answer is lost, LabelStudioDoubt says so and the caller looks before calling again.
+where its answer is lost, LabelStudioDoubt says so and the caller looks before calling again. It goes over a connection of
+its own, so that the end of an idle one is never mistaken for a lost answer.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Http:
         self._renewed_at = 0.0
         self._retry_delays = tuple(retry_delays)
         local = urlsplit(self.url).hostname in _LOOPBACK
-        self.client = httpx.Client(
+        self.client = _Connections(
             base_url=self.url, timeout=timeout, transport=transport, trust_env=not local, auth=_Renewed(self)
         )
 
@@ -226,6 +227,27 @@ class Http:
         return LabelStudioUnreachable(
             f"no answer from Label Studio at {self.url} ({type(error).__name__}): is it running, and is the address right?"
         )
+
+
+class _Connections(httpx.Client):
+    """Keeps connections for reading; each POST, the SDK's too, gets a new one that ends with its answer.
+
+    A server or gateway may end an idle connection at the very moment a request goes out on it. Nobody can tell that from an
+    answer that was lost, so what must not be sent twice has no business there.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._unused = httpx.Client(**options, limits=httpx.Limits(max_keepalive_connections=0))
+
+    def send(self, request: httpx.Request, **how: Any) -> httpx.Response:
+        """The answer to a request, as httpx gives it."""
+        return self._unused.send(request, **how) if request.method == "POST" else super().send(request, **how)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._unused.close()
+        super().close()
 
 
 class _Renewed(httpx.Auth):

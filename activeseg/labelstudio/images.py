@@ -27,8 +27,8 @@ def address_of(settings: Settings, uri: str) -> str | None:
     That is with images = 'upload', for an image outside the pool (an imported dataset) and for a name that an address
     cannot carry. Raises ConfigError where local-files cannot work as configured.
     """
-    section, path = settings.labelstudio, path_in_pool(settings.images_uri, uri)
-    if path is None or section.images == "upload":
+    section = settings.labelstudio
+    if section.images == "upload" or (path := path_in_pool(settings.images_uri, uri)) is None:
         return None
     address = local_address(settings, path) if section.images == "local-files" else link_address(section.link or "", path)
     return address if address and len(address) <= _LONGEST else None

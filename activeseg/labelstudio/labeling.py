@@ -5,6 +5,7 @@ Where classes may overlap, the screen says so, and the sentence's CSS class is h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast, get_args
 from xml.etree import ElementTree as ET
 
@@ -75,6 +76,13 @@ def config_labels(xml: str) -> list[str]:
     """Class names of a labeling configuration, in its order; empty where it has no mask control named `label`."""
     control = _mask_control(xml)
     return [] if control is None else [label.get("value", "") for label in control.iter("Label")]
+
+
+def classes_unlike(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Which classes of a project differ from ours, in words: with many of them, two long lists do not show it."""
+    missing, only = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    parts = [f"{what}: {', '.join(names)}" for what, names in (("missing there", missing), ("only there", only)) if names]
+    return "; ".join(parts) or "the same classes in another order"
 
 
 def config_overlap(xml: str) -> bool:

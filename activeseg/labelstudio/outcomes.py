@@ -80,7 +80,9 @@ def _agreed(
     """Location and sha256 of the outcome; None where there is none."""
     if len(wanted) < 2:
         return _starred(ballot, wanted) if wanted else None
-    stored = workspace.store_mask(majority(masks), label_set=label_set)
+    agreed = majority(masks)
+    label_set.require_labelled(agreed)
+    stored = workspace.store_mask(agreed, label_set=label_set)
     return stored.location, stored.sha256
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
@@ -15,6 +16,7 @@ from activeseg.labelstudio.http import UNSENT, Http
 from activeseg.labelstudio.labeling import (
     EntropyMap,
     MaskKind,
+    classes_unlike,
     config_entropy_map,
     config_labels,
     config_mask_kind,
@@ -24,9 +26,11 @@ from activeseg.labelstudio.labeling import (
 
 if TYPE_CHECKING:
     from label_studio_sdk.client import LabelStudio
+    from label_studio_sdk.types.all_roles_project_list import AllRolesProjectList
 
 Answer = TypeVar("Answer")
 _PATH = "/api/projects/"
+_PAGE = 100
 _RULE = {True: "may overlap", False: "exclude each other"}
 
 
@@ -76,14 +80,12 @@ class Projects:
 
     def find(self, title: str, label_set: LabelSet, mask_kind: MaskKind) -> Project | None:
         """See LabelStudioClient.find_project."""
-        projects = self._sdk().projects
-        known = self._call(lambda: [p.id for p in projects.list(title=title, include="id,title") if p.title == title])
+        known = [p.id for p in self._all(title=title, include="id,title") if p.title == title]
         return self._checked(self.get(min(known)), label_set, mask_kind) if known else None
 
     def births(self) -> dict[int, str]:
         """See LabelStudioClient.project_births."""
-        projects = self._sdk().projects
-        found = self._call(lambda: list(projects.list(include="id,created_at")))
+        found = self._all(include="id,created_at")
         return {p.id: p.created_at.astimezone(UTC).isoformat() for p in found if p.id and p.created_at}
 
     def get(self, project_id: int) -> Project:
@@ -100,6 +102,21 @@ class Projects:
         if found.created_at is None:
             raise LabelStudioError(f"Label Studio does not say when project {project_id} {title!r} was made")
         return Project(project_id, title, False, found.created_at.astimezone(UTC).isoformat(), config, mask_kind)
+
+    def _all(self, *, include: str, title: str | None = None) -> list[AllRolesProjectList]:
+        """The projects of the server. Page by page until it names no next one: the SDK would ask for one more, a 404."""
+        projects = self._sdk().projects
+        found: list[AllRolesProjectList] = []
+
+        def ask(page: int) -> bool:
+            answer = projects.list(title=title, include=include, page=page, page_size=_PAGE)
+            found.extend(answer.items or ())
+            return bool(answer.items and answer.response.next)
+
+        page = 1
+        while self._call(partial(ask, page)):
+            page += 1
+        return found
 
     def _sdk(self) -> LabelStudio:
         if self._connected is None:
@@ -135,7 +152,8 @@ class Projects:
         if names != list(label_set.names):
             raise LabelSetMismatch(
                 f"Label Studio project {project.id} {project.title!r} has the classes {', '.join(names)}; expected "
-                f"{', '.join(label_set.names)}: use another project title or the class file it was made from"
+                f"{', '.join(label_set.names)}: use another project title or the class file it was made from "
+                f"({classes_unlike(names, label_set.names)})"
             )
         if (told := config_overlap(project.config)) != label_set.overlap:
             raise LabelSetMismatch(

@@ -124,12 +124,13 @@ def _region(index: int, area: BoolMask, label_set: LabelSet, kind: MaskKind) -> 
     height, width = area.shape
     value: dict[str, Any] = {_TYPES[kind]: [label_set.names[index]]}
     if kind == "brush":
-        value |= {"format": "rle", "rle": encode_rle(area)}
+        value |= {"format": "rle", "rle": (rle := encode_rle(area))}
+        drawn = bytes(rle)
     else:
-        value |= {"imageDataURL": encode_bitmask(area)}
-    digest = hashlib.sha256(bytes([index]) + np.packbits(area).tobytes()).hexdigest()
+        value |= {"imageDataURL": (url := encode_bitmask(area))}
+        drawn = url.encode("ascii")
     return {
-        "id": digest[:10],
+        "id": hashlib.sha256(bytes([index]) + drawn).hexdigest()[:10],
         "type": _TYPES[kind],
         "from_name": CONTROL,
         "to_name": IMAGE,

@@ -15,7 +15,7 @@ MAX_TASKS = 500
 FIRST_BYTES = 1_000_000
 
 # A task keeps its text for good, so it must stay true when a champion's mask takes the place of nothing or of a guess.
-_NO_MODEL = "Correct what is drawn, and draw every class that is missing."
+_NO_MODEL = "Draw every class that is missing; where something is drawn already, correct it."
 _ROUGH = "What is drawn may be only a rough guess of one object: correct it, and draw every class that is missing."
 _ABSENT = " Everything you leave undrawn counts as absent."
 

@@ -31,7 +31,8 @@ def login(settings: Settings) -> Login:
         raise ConfigError("[ml_backend] user: expected printable ASCII without a colon, because HTTP Basic sends it")
     named = settings.path(section.password_file) if section.password_file else None
     default = settings.path(DEFAULT_PASSWORD_FILE)
-    password = own_secret(section.password, named, default=default, variable="ACTIVESEG_ML_BACKEND__PASSWORD")
+    variable, setting = "ACTIVESEG_ML_BACKEND__PASSWORD", "[ml_backend] password_file"
+    password = own_secret(section.password, named, default=default, variable=variable, setting=setting)
     return Login(section.user, password)
 
 

@@ -48,9 +48,11 @@ class NetworkSpec:
     def continues(self, start: NetworkSpec) -> bool:
         """Whether a training of this network may start from a checkpoint of that one.
 
-        All must agree but the auxiliary head: adopted weights may have none, and nothing reads it but the loss.
+        All must agree but the auxiliary head (adopted weights may have none, and nothing reads it but the loss) and whether
+        JPEGs are decoded reduced, which networks of older versions do not know of.
         """
-        return replace(start, aux=self.aux) == self
+        policy = replace(start.input_policy, reduced=self.input_policy.reduced)
+        return replace(start, aux=self.aux, input_policy=policy) == self
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""

@@ -16,7 +16,7 @@ from torchvision.tv_tensors import Mask as MaskTensor
 
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.errors import DataError, ImageError, MaskError
-from activeseg.imaging.decode import resize_short_side
+from activeseg.imaging.decode import Decoded, resize_short_side
 from activeseg.records import InputPolicy
 
 Array = npt.NDArray[np.uint8]
@@ -27,13 +27,14 @@ MEMORY_BUDGET = 2 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class LabeledImage:
-    """An image with its truth. load: returns pixels (H, W, 3) uint8 RGB and a mask of the label set's kind.
+    """An image with its truth. load: returns pixels (H, W, 3) uint8 RGB, or an image decoded as the network's input policy
+    wants it, and a mask of the label set's kind and of the image's own size.
 
     uri: where it is, for messages. truth: what tells its mask from any other one, where a training is to know.
     """
 
     image_id: int
-    load: Callable[[], tuple[Array, Mask]]
+    load: Callable[[], tuple[Array | Decoded, Mask]]
     uri: str = ""
     truth: str = ""
 
@@ -64,7 +65,7 @@ class Samples:
 
     def _load(self, position: int) -> tuple[Tensor, Tensor]:
         image, mask = load_checked(self._images[position], self.label_set)
-        pixels = to_pixels(resize_short_side(image, self.policy.short_side))
+        pixels = to_pixels(resize_short_side(image.pixels, self.policy.short_side))
         targets = resize_mask(torch.from_numpy(self.label_set.to_channels(mask)), pixels.shape[1], pixels.shape[2])
         # Crops are cut and resized faster from interleaved colours.
         sample = pixels[None].contiguous(memory_format=torch.channels_last)[0], targets
@@ -76,15 +77,21 @@ class Samples:
         return sample
 
 
-def load_checked(image: LabeledImage, label_set: LabelSet) -> tuple[Array, Mask]:
+def decoded(image: Array | Decoded) -> Decoded:
+    """Pixels of an image's own size as what was decoded; what was decoded stays what it is."""
+    return image if isinstance(image, Decoded) else Decoded(image, (image.shape[0], image.shape[1]))
+
+
+def load_checked(image: LabeledImage, label_set: LabelSet) -> tuple[Decoded, Mask]:
     """Pixels and mask of an image.
 
     Raises MaskError where the mask has another size or is none of the label set's, and the error of `load` where that
     raises a DataError; each names the image.
     """
     try:
-        pixels, mask = image.load()
-        _require_same_size(pixels, mask)
+        loaded, mask = image.load()
+        pixels = decoded(loaded)
+        _require_same_size(pixels.size, mask)
         label_set.check_mask(mask)
     except DataError as error:
         where = f" ({image.uri})" if image.uri else ""
@@ -92,27 +99,37 @@ def load_checked(image: LabeledImage, label_set: LabelSet) -> tuple[Array, Mask]
     return pixels, mask
 
 
-def _require_same_size(pixels: Array, mask: Mask) -> None:
-    if mask.shape[-2:] != pixels.shape[:2]:
+def _require_same_size(size: tuple[int, int], mask: Mask) -> None:
+    if mask.shape[-2:] != size:
         raise MaskError(
-            f"mask is {mask.shape[-1]}x{mask.shape[-2]}, the image is {pixels.shape[1]}x{pixels.shape[0]}: export the mask "
+            f"mask is {mask.shape[-1]}x{mask.shape[-2]}, the image is {size[1]}x{size[0]}: export the mask "
             "at the image's own size"
         )
 
 
 def to_pixels(image: Array) -> Tensor:
-    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor with memory of its own. Raises ImageError for anything else."""
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor with memory of its own, colours side by side in it as in the array.
+
+    Raises ImageError for anything else.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ImageError(f"expected pixels (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
+    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 
 
 def to_input(pixels: Tensor, policy: InputPolicy, device: torch.device) -> Tensor:
     """(N, 3, H, W) uint8 -> float32 on `device`, scaled as the policy says."""
-    on_device = pixels.to(device, non_blocking=True).to(torch.float32)
     mean, std = (torch.tensor(values, device=device)[:, None, None] * 255 for values in (policy.mean, policy.std))
     # With channels last, MobileNetV2 trains several times faster on CPUs.
-    return ((on_device - mean) / std).contiguous(memory_format=torch.channels_last)
+    on_device = pixels.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
+    return on_device.sub_(mean).div_(std)
+
+
+def stack_pixels(images: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
+    """(3, H, W) uint8 each -> (N, 3, H, W) uint8 with channels last; pinned: in memory a GPU copies from by itself."""
+    interleaved = [pixels.permute(1, 2, 0) for pixels in images]
+    stacked = torch.empty((len(images), *interleaved[0].shape), dtype=torch.uint8, pin_memory=pinned)
+    return torch.stack(interleaved, out=stacked).permute(0, 3, 1, 2)
 
 
 def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:

@@ -17,9 +17,11 @@ from activeseg.core.labels import LabelSet, Mask
 from activeseg.core.metrics import ConfusionMatrix, Counts, Metrics, OverlapCounts, Smoothed, smoothed
 from activeseg.errors import NotReadyError
 from activeseg.imaging.decode import resize_short_side
+from activeseg.nn.batches import BATCH_SIZE, Loaded, batches_by_size
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import LabeledImage, load_checked, to_pixels
-from activeseg.nn.infer import READERS, Loaded, at_size, batches_by_size, forward
+from activeseg.nn.decoding import default_readers
+from activeseg.nn.infer import at_size, forward
 from activeseg.nn.prefetch import map_ahead
 from activeseg.records import ClassMetric
 
@@ -86,7 +88,7 @@ def evaluate(
     *,
     device: torch.device,
     precision: str = "auto",
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
     """Counts and calibration at each image's own size; the ignored class and unlabelled pixels are not counted.
 
@@ -97,7 +99,7 @@ def evaluate(
         raise NotReadyError("no validation images: annotate some, or import them with `activeseg dataset import --split val`")
     sigmoid = segmenter.spec.head == "sigmoid"
     load = partial(_load_truth, segmenter)
-    readers = PLANES_READERS if segmenter.spec.label_set.overlap else READERS
+    readers = PLANES_READERS if segmenter.spec.label_set.overlap else default_readers()
     loaded = map_ahead(load, enumerate(images), workers=readers, ahead=2 * batch_size)
     batches: Iterator[list[Loaded[_Waiting]]] = batches_by_size(loaded, batch_size)
     tally = _Tally(segmenter.spec.label_set, len(images), sigmoid=sigmoid)
@@ -140,7 +142,6 @@ class _Tally:
 
 def _load_truth(segmenter: Segmenter, numbered: tuple[int, LabeledImage]) -> Loaded[_Waiting]:
     position, image = numbered
-    pixels, mask = load_checked(image, segmenter.spec.label_set)
-    resized = to_pixels(resize_short_side(pixels, segmenter.spec.input_policy.short_side))
-    size = (pixels.shape[0], pixels.shape[1])
-    return Loaded(_Waiting.of(position, mask), resized, size)
+    found, mask = load_checked(image, segmenter.spec.label_set)
+    resized = to_pixels(resize_short_side(found.pixels, segmenter.spec.input_policy.short_side))
+    return Loaded(_Waiting.of(position, mask), resized, found.size)

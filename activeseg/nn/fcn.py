@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from activeseg.core.enlarging import Enlargement
 from activeseg.nn.geometry import extend
 from activeseg.nn.heads import score_layer
+from activeseg.nn.network import Network
 
 STRIDE = 32
 """Of the last feature map: the input is padded to a multiple of it."""
@@ -26,7 +28,7 @@ _TOP_CHANNELS = 4096
 _SKIPS = (16, 8)
 
 
-class FCNVGG16(nn.Module):
+class FCNVGG16(Network):
     """FCN-32s, FCN-16s or FCN-8s on VGG16.
 
     decoder_stride: 32, 16 or 8; the features at 16 (pool4) and 8 (pool3) are added where it reaches them.
@@ -44,12 +46,16 @@ class FCNVGG16(nn.Module):
         self.encoder = VGG16Encoder(width)
         self.decoder = SkipDecoder(self.encoder.channels, num_classes, stride=decoder_stride, bilinear=upsampling == "bilinear")
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) float of any size -> {'out': logits (N, num_classes, H, W)}."""
-        height, width = x.shape[-2:]
-        padded = extend(x, -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE)
-        logits: Tensor = self.decoder(self.encoder(padded))
-        return {"out": logits[..., :height, :width]}
+    def coarse(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) of the padded image's own size: the last
+        layer, a transposed convolution, enlarges them itself.
+        """
+        logits: Tensor = self.decoder(self.encoder(extend(x, *_padded_size(*x.shape[-2:]))))
+        return logits
+
+    def enlargement(self, height: int, width: int) -> Enlargement:
+        """Nothing but the crop of what the padding added."""
+        return Enlargement(_padded_size(height, width), False, height, width)
 
 
 class VGG16Encoder(nn.Module):
@@ -146,6 +152,10 @@ def bilinear_kernel(factor: int) -> Tensor:
     """(2 * factor, 2 * factor): the weights with which a transposed convolution of this stride interpolates bilinearly."""
     line = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
     return torch.outer(line, line)
+
+
+def _padded_size(height: int, width: int) -> tuple[int, int]:
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
 def _scaled(channels: int, width: float) -> int:

@@ -23,10 +23,10 @@ from activeseg.errors import ConfigError, NotReadyError
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.crops import draw_batch
 from activeseg.nn.data import LabeledImage, Samples, load_checked, to_input
+from activeseg.nn.decoding import default_readers
 from activeseg.nn.device import autocast, pick_precision
 from activeseg.nn.ema import MovingAverage
 from activeseg.nn.evaluate import evaluate
-from activeseg.nn.infer import READERS
 from activeseg.nn.losses import median_frequency_weights, segmentation_loss
 from activeseg.nn.prefetch import map_ahead
 from activeseg.nn.snapshot import Look, Progress, best_look
@@ -139,8 +139,9 @@ def fit(
 def _require_readable(samples: Samples, validation: Sequence[LabeledImage]) -> None:
     """Load everything once: a broken image is told now and not after hours, when its turn comes or at the first look."""
     check = partial(load_checked, label_set=samples.label_set)
-    _exhaust(map_ahead(samples.__getitem__, range(len(samples)), workers=READERS, ahead=2 * READERS))
-    _exhaust(map_ahead(check, validation, workers=READERS, ahead=2 * READERS))
+    readers = default_readers()
+    _exhaust(map_ahead(samples.__getitem__, range(len(samples)), workers=readers, ahead=2 * readers))
+    _exhaust(map_ahead(check, validation, workers=readers, ahead=2 * readers))
 
 
 def _exhaust(results: Generator[object, None, None]) -> None:

@@ -19,8 +19,14 @@ def pad_input(x: Tensor, stride: int) -> Tensor:
 
     They are at least MIN_SIDE. The last feature at that stride is then centred on the last pixel: `enlarge` reaches all.
     """
-    height, width = (max(MIN_SIDE, -(-(side - 1) // stride) * stride + 1) for side in x.shape[-2:])
-    return extend(x, height, width)
+    height, width = x.shape[-2:]
+    return extend(x, *padded_size(height, width, stride))
+
+
+def padded_size(height: int, width: int, stride: int) -> tuple[int, int]:
+    """The rows and columns that `pad_input` makes of an image's."""
+    rows, columns = (max(MIN_SIDE, -(-(side - 1) // stride) * stride + 1) for side in (height, width))
+    return rows, columns
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from activeseg.core.entropy import BatchStatistics, entropy_map, reduce_logits
+from activeseg.core.entropy import entropy_map, predicted_channels, reduce_logits
 from activeseg.core.labels import Mask
-from activeseg.errors import DataError, NonFiniteScoreError
-from activeseg.imaging.decode import resize_short_side
+from activeseg.nn.batches import BATCH_SIZE, BatchLimit, Fitting, Loaded, batches_by_size, find_batch_size
 from activeseg.nn.checkpoint import Segmenter
-from activeseg.nn.data import Array, to_input, to_pixels
-from activeseg.nn.device import autocast
-from activeseg.nn.prefetch import map_ahead
-from activeseg.records import ClassScore, ImageRef, ImageScore, ScoreFailure
+from activeseg.nn.data import stack_pixels, to_input
+from activeseg.nn.decoding import Loader, Read
+from activeseg.nn.device import autocast, describe_device
+from activeseg.nn.pace import Pace
+from activeseg.nn.scoring import Scorer, Submitted, evaluating, image_scores
+from activeseg.records import ImageRef, ImageScore, ScoreFailure
 
-READERS = 4
-"""Threads that read and decode while the network computes."""
-
-MAX_BATCH_PIXELS = 4 * 1024**2
-"""A batch holds fewer images than asked for where it would exceed this; one image always makes a batch."""
-
-Read = Callable[[ImageRef], Array]
 Tag = TypeVar("Tag")
-Other = TypeVar("Other")
+
+Batches = Iterator[list[Loaded[ImageRef]] | ScoreFailure]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,15 +48,6 @@ class Prediction:
     confidences: dict[int, float]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Loaded(Generic[Tag]):
-    """An image ready for the network. pixels: (3, h, w) uint8 after the input policy's resize. size: its own (H, W)."""
-
-    tag: Tag
-    pixels: Tensor
-    size: tuple[int, int]
-
-
 def score_images(
     segmenter: Segmenter,
     images: Iterable[ImageRef],
@@ -64,22 +55,32 @@ def score_images(
     *,
     device: torch.device,
     precision: str = "auto",
-    batch_size: int = 8,
-) -> Iterator[ImageScore | ScoreFailure]:
+    batch_size: int = BATCH_SIZE,
+    readers: int = 0,
+    compile: str = "never",
+    cache: Path | None = None,
+    left: Callable[[], float] = lambda: 0.0,
+    pace: Pace | None = None,
+) -> Generator[ImageScore | ScoreFailure, None, None]:
     """Scores as they are finished, one result per image, in the images' order as far as their sizes allow.
 
-    read: decoded pixels (H, W, 3) uint8 of an image; called from several threads. A DataError it raises becomes a
-    ScoreFailure; anything else is raised here. Entropies are summed at the size the input policy gives.
+    images: taken one by one, a few batches ahead of the scores; memory does not grow with their number.
+    read: what an image holds, see `decoding.Read`; called from several threads (`readers`, 0 = by the cores). A DataError it
+    raises becomes a ScoreFailure; anything else is raised here. Entropies are summed at the size the input policy gives.
+    batch_size: 0 = found by trying on a GPU, BATCH_SIZE on a CPU; smaller ones are made where memory is short.
+    compile, cache, left: see `scoring.Scorer`. pace: is told where the time goes.
 
-    Raises NonFiniteScoreError naming the image whose score is NaN or infinite.
+    Raises NonFiniteScoreError naming the image whose score is NaN or infinite, DeviceMemoryError where memory is too small
+    even for one image; an image that alone is too large where others fit becomes a ScoreFailure.
     """
-    for batch in _batches(segmenter, images, read, batch_size):
-        if isinstance(batch, ScoreFailure):
-            yield batch
-            continue
-        logits = forward(segmenter, batch, device=device, precision=precision)
-        statistics = reduce_logits(logits, sigmoid=segmenter.spec.head == "sigmoid")
-        yield from _image_scores(statistics, [loaded.tag for loaded in batch], segmenter.spec.label_set.channels)
+    pace = pace or Pace()
+    scorer = Scorer(segmenter, device=device, precision=precision, pace=pace, compile=compile, cache=cache, left=left)
+    loader = Loader(read, segmenter.spec.input_policy)
+    images, limit = (images, BatchLimit(batch_size)) if batch_size else _tried(scorer, loader, iter(images))
+    with closing(loader.ahead(images, readers=readers, ahead=2 * limit.images)) as loaded:
+        batches: Batches = batches_by_size(pace.each("decode", loaded), limit)
+        fitting = Fitting(scorer.submit, limit, describe_device(device))
+        yield from _scores(scorer, fitting, batches, pace)
 
 
 def predict_masks(
@@ -89,29 +90,27 @@ def predict_masks(
     *,
     device: torch.device,
     precision: str = "auto",
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction | ScoreFailure]:
-    """Masks, entropy maps and class confidences at each image's own size; order and errors as `score_images`."""
-    for batch in _batches(segmenter, images, read, batch_size):
-        if isinstance(batch, ScoreFailure):
-            yield batch
-            continue
-        logits = forward(segmenter, batch, device=device, precision=precision)
-        for loaded, one in zip(batch, logits.unsqueeze(1), strict=True):
-            yield _prediction(loaded, at_size(one, loaded.size), segmenter)
+    """Masks, entropy maps and class confidences at each image's own size; order and errors of reading as `score_images`."""
+    loader = Loader(read, segmenter.spec.input_policy)
+    with closing(loader.ahead(images, readers=0, ahead=2 * batch_size)) as loaded:
+        batches: Batches = batches_by_size(loaded, batch_size)
+        for batch in batches:
+            if isinstance(batch, ScoreFailure):
+                yield batch
+                continue
+            logits = forward(segmenter, batch, device=device, precision=precision)
+            for one, own in zip(batch, logits.unsqueeze(1), strict=True):
+                yield _prediction(one, at_size(own, one.size), segmenter)
 
 
 def forward(segmenter: Segmenter, batch: list[Loaded[Tag]], *, device: torch.device, precision: str) -> Tensor:
     """Logits (N, C, h, w) float32 of images of one size, in eval mode; the module's training flag stays as it was."""
     module = segmenter.module.to(device)  # not under inference_mode: weights moved there could not be trained again
-    pixels = torch.stack([loaded.pixels for loaded in batch])
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.inference_mode(), autocast(device, precision):
-            logits: Tensor = module(to_input(pixels, segmenter.spec.input_policy, device))["out"]
-    finally:
-        module.train(was_training)
+    pixels = stack_pixels([loaded.pixels for loaded in batch])
+    with evaluating(module), torch.inference_mode(), autocast(device, precision):
+        logits: Tensor = module(to_input(pixels, segmenter.spec.input_policy, device))["out"]
     return logits.float()
 
 
@@ -122,100 +121,54 @@ def at_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[Tag]):
-    """Images by size, sizes in the order in which their oldest image came."""
-
-    batch_size: int
-    by_size: dict[torch.Size, list[Loaded[Tag]]] = field(default_factory=dict)
-
-    def add(self, loaded: Loaded[Tag]) -> list[Loaded[Tag]] | None:
-        """Keep an image; hand out a batch when its size has enough, or the oldest one when too much is waiting."""
-        shape = loaded.pixels.shape
-        same_size = self.by_size.setdefault(shape, [])
-        same_size.append(loaded)
-        if len(same_size) >= min(self.batch_size, MAX_BATCH_PIXELS // (shape[1] * shape[2])):
-            return self.by_size.pop(shape)
-        waiting = [one for several in self.by_size.values() for one in several]
-        pixels = sum(one.pixels[0].numel() for one in waiting)
-        return self.pop_oldest() if len(waiting) >= 4 * self.batch_size or pixels > 4 * MAX_BATCH_PIXELS else None
-
-    def pop_oldest(self) -> list[Loaded[Tag]]:
-        return self.by_size.pop(next(iter(self.by_size)))
-
-
-def batches_by_size(images: Iterable[Loaded[Tag] | Other], batch_size: int) -> Iterator[list[Loaded[Tag]] | Other]:
-    """Group images of one size into batches; a bounded number waits for others of its size. What is none passes."""
-    waiting: _Waiting[Tag] = _Waiting(batch_size)
-    for loaded in images:
-        if not isinstance(loaded, Loaded):
-            yield loaded
-        elif batch := waiting.add(loaded):
+def _scores(
+    scorer: Scorer, fitting: Fitting[ImageRef, Submitted], batches: Batches, pace: Pace
+) -> Iterator[ImageScore | ScoreFailure]:
+    """On a GPU the scores of a batch are read while the next one computes."""
+    behind = 1 if scorer.device.type == "cuda" else 0
+    computing: deque[Submitted] = deque()
+    for batch in batches:
+        if isinstance(batch, ScoreFailure):
             yield batch
-    while waiting.by_size:
-        yield waiting.pop_oldest()
+            continue
+        for submitted in pace.each("device", fitting.of(batch)):
+            computing.append(submitted)
+            if len(computing) > behind:
+                with pace.waiting("device"):
+                    scores = scorer.scores(computing.popleft())
+                yield from scores
+    for submitted in computing:
+        yield from scorer.scores(submitted)
+    for item in pace.each("device", fitting.rest()):
+        if isinstance(item, Submitted):
+            yield from scorer.scores(item)
+        else:
+            yield ScoreFailure(item[0].tag.image_id, item[1])
 
 
-def _batches(
-    segmenter: Segmenter, images: Iterable[ImageRef], read: Read, batch_size: int
-) -> Iterator[list[Loaded[ImageRef]] | ScoreFailure]:
-    """Batches of one size, and failures as they come."""
-    short_side = segmenter.spec.input_policy.short_side
-
-    def load(image: ImageRef) -> Loaded[ImageRef] | ScoreFailure:
-        try:
-            pixels = read(image)
-            resized = to_pixels(resize_short_side(pixels, short_side))
-        except DataError as error:
-            return ScoreFailure(image.image_id, str(error))
-        return Loaded(image, resized, (pixels.shape[0], pixels.shape[1]))
-
-    return batches_by_size(map_ahead(load, images, workers=READERS, ahead=2 * batch_size), batch_size)
+def _tried(scorer: Scorer, loader: Loader, images: Iterator[ImageRef]) -> tuple[Iterator[ImageRef], BatchLimit]:
+    """The same images, and the batches that suit the first one that can be read."""
+    taken: list[ImageRef] = []
+    for image in images if scorer.device.type == "cuda" else ():
+        taken.append(image)
+        loaded = loader(image)
+        if isinstance(loaded, Loaded):
+            found = find_batch_size(partial(_seconds, scorer, loaded))
+            return chain(taken, images), BatchLimit(found, found * loaded.area)
+    return chain(taken, images), BatchLimit()
 
 
-def _image_scores(statistics: BatchStatistics, images: list[ImageRef], channels: tuple[int, ...]) -> Iterator[ImageScore]:
-    finite = torch.isfinite(statistics.grid).all(dim=1) & torch.isfinite(statistics.channel_entropy_sum).all(dim=1)
-    for image, is_finite, value in zip(images, finite.tolist(), statistics.entropy_sum.tolist(), strict=True):
-        if not is_finite:
-            raise NonFiniteScoreError(
-                f"image {image.image_id} ({image.uri}) has entropy {value}: the checkpoint's weights or the precision are "
-                'at fault; evaluate the checkpoint, roll back, or set [model] precision = "float32"'
-            )
-    classes = _class_scores(statistics, channels)
-    columns = (
-        statistics.entropy_sum,
-        statistics.valid_pixels,
-        statistics.entropy_share,
-        statistics.margin_mean,
-        statistics.least_confidence_mean,
-        statistics.grid,
-    )
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    for image, (total, pixels, share, margin, least, grid), per_class in zip(images, rows, classes, strict=True):
-        yield ImageScore(image.image_id, total, total / pixels, pixels, share, margin, least, tuple(grid), per_class)
-
-
-def _class_scores(statistics: BatchStatistics, channels: tuple[int, ...]) -> Iterator[tuple[ClassScore, ...]]:
-    tables = (
-        statistics.channel_entropy_sum.tolist(),
-        statistics.region_pixels.tolist(),
-        statistics.region_entropy_sum.tolist(),
-        statistics.mean_confidence.tolist(),
-    )
-    for rows in zip(*tables, strict=True):  # one image: a row of C values from each table
-        yield tuple(
-            ClassScore(index, entropy, pixels, region, confidence if pixels else None)
-            for index, entropy, pixels, region, confidence in zip(channels, *rows, strict=True)
-        )
+def _seconds(scorer: Scorer, loaded: Loaded[ImageRef], count: int) -> float:
+    return scorer.seconds(stack_pixels([loaded.pixels] * count))
 
 
 def _prediction(loaded: Loaded[ImageRef], logits: Tensor, segmenter: Segmenter) -> Prediction:
     sigmoid = segmenter.spec.head == "sigmoid"
     statistics = reduce_logits(logits, sigmoid=sigmoid)
-    [score] = _image_scores(statistics, [loaded.tag], segmenter.spec.label_set.channels)
+    [score] = image_scores(statistics, [loaded.tag], segmenter.spec.label_set.channels)
     return Prediction(
         loaded.tag.image_id,
-        segmenter.spec.label_set.to_indices(statistics.class_map[0].cpu().numpy()),
+        segmenter.spec.label_set.to_indices(predicted_channels(logits, sigmoid=sigmoid)[0].cpu().numpy()),
         entropy_map(logits, sigmoid=sigmoid)[0].cpu().numpy(),
         {one.class_index: one.mean_confidence for one in score.classes if one.mean_confidence is not None},
     )

@@ -9,14 +9,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-from activeseg.nn.geometry import enlarge, extend, pad_input
+from activeseg.core.enlarging import Enlargement
+from activeseg.nn.geometry import enlarge, extend, pad_input, padded_size
 from activeseg.nn.heads import score_layer
+from activeseg.nn.network import Network
 
 # The last block of MobileNetV2's `features` at each stride.
 _LAST_BLOCK = {4: 3, 8: 6, 16: 13, 32: 18}
 
 
-class FCNMobileNetV2(nn.Module):
+class FCNMobileNetV2(Network):
     """FCN on MobileNetV2.
 
     width: channel multiplier of the encoder. decoder_stride: stride of the finest score layer (8, 16 or 32 as in FCN;
@@ -35,11 +37,13 @@ class FCNMobileNetV2(nn.Module):
             {str(stride): score_layer(self.encoder[_LAST_BLOCK[stride]].out_channels, num_classes) for stride in self.strides}
         )
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images (N, 3, H, W) float of any size -> {'out': logits (N, num_classes, H, W)}."""
-        height, width = x.shape[-2:]
-        scores = self._score_sum(self._features(pad_input(x, self.decoder_stride)))
-        return {"out": enlarge(scores, self.decoder_stride)[..., :height, :width]}
+    def coarse(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) of decoder_stride."""
+        return self._score_sum(self._features(pad_input(x, self.decoder_stride)))
+
+    def enlargement(self, height: int, width: int) -> Enlargement:
+        """Score i of decoder_stride s lies on pixel s*i: the first and last on those of the padded image."""
+        return Enlargement(padded_size(height, width, self.decoder_stride), True, height, width)
 
     def _features(self, x: Tensor) -> dict[int, Tensor]:
         features: dict[int, Tensor] = {}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models import get_model
 
+from activeseg.core.enlarging import Enlargement
 from activeseg.errors import ConfigError
 from activeseg.nn.geometry import MIN_SIDE, extend
+from activeseg.nn.network import Network
 
 
-class PublishedNetwork(nn.Module):
+class PublishedNetwork(Network):
     """A network of `torchvision.models.segmentation` by its name; `encoder` is its backbone.
 
     aux: whether it has an auxiliary head, for training only; None for a network that never has one.
@@ -35,15 +36,27 @@ class PublishedNetwork(nn.Module):
         """
         if self.training and len(x) == 1 and self.name.startswith("deeplabv3"):
             raise ConfigError(f"{self.name} trains on at least 2 images a step, got 1: raise [training] batch_size")
-        height, width = x.shape[-2:]
-        padded = (max(height, MIN_SIDE), max(width, MIN_SIDE))
-        features = self.encoder(extend(x, *padded))
-        # LR-ASPP's head takes two feature maps, all others the one named 'out'.
-        scores = {"out": self.classifier(features.get("out", features))}
+        features = self._features(x)
+        scores = {"out": self._scores(features)}
         if self.training and self.aux_classifier is not None:
             scores["aux"] = self.aux_classifier(features["aux"])
-        # Half-pixel centres, as torchvision trained its published segmentation weights.
-        return {
-            name: F.interpolate(score, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
-            for name, score in scores.items()
-        }
+        enlargement = self.enlargement(*x.shape[-2:])
+        return {name: enlargement.apply(score) for name, score in scores.items()}
+
+    def coarse(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) of stride 8, LR-ASPP's too."""
+        return self._scores(self._features(x))
+
+    def enlargement(self, height: int, width: int) -> Enlargement:
+        """Half-pixel centres, as torchvision trained its published segmentation weights."""
+        return Enlargement((max(height, MIN_SIDE), max(width, MIN_SIDE)), False, height, width)
+
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        height, width = x.shape[-2:]
+        features: dict[str, Tensor] = self.encoder(extend(x, max(height, MIN_SIDE), max(width, MIN_SIDE)))
+        return features
+
+    def _scores(self, features: dict[str, Tensor]) -> Tensor:
+        # LR-ASPP's head takes two feature maps, all others the one named 'out'.
+        scores: Tensor = self.classifier(features.get("out", features))
+        return scores

@@ -15,6 +15,7 @@ from activeseg.core.palette import voc_palette
 from activeseg.errors import ConfigError
 from activeseg.nn.fcn import FCNVGG16
 from activeseg.nn.mobilenet import FCNMobileNetV2
+from activeseg.nn.network import Network
 from activeseg.nn.pretrained import Naming, download, fill
 from activeseg.nn.published import PublishedNetwork
 
@@ -28,7 +29,7 @@ class Architecture:
     options: the arguments of `build_model` that it has a use for. published: whether torchvision publishes it trained.
     """
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., Network]
     backbone: str
     naming: Naming
     score_layers: tuple[str, ...]
@@ -93,7 +94,7 @@ def build_model(
     upsampling: str = "transposed",
     aux: bool = True,
     seed: int = 0,
-) -> nn.Module:
+) -> Network:
     """A network with random weights drawn from `seed`; the global random state stays as it was.
 
     The module maps images (N, 3, H, W) float32, of any H and W, to a dict with 'out': logits (N, num_classes, H, W);

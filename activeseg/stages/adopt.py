@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -92,7 +93,8 @@ def _require_same_network(file: Path, theirs: NetworkSpec, ours: NetworkSpec) ->
 def _settings(spec: NetworkSpec) -> dict[str, object]:
     """A spec by the keys of [model]."""
     network = {"architecture": spec.architecture, "width": spec.width, "decoder_stride": spec.decoder_stride}
-    return network | {"upsampling": spec.upsampling} | spec.input_policy.as_dict()
+    policy = replace(spec.input_policy, reduced=False)  # follows from short_side, and older checkpoints do not know of it
+    return network | {"upsampling": spec.upsampling} | policy.as_dict()
 
 
 def _require_published_classes(architecture: str, published: LabelSet, labels: LabelSet) -> None:

@@ -75,6 +75,7 @@ def _read_pair(workspace: Workspace, source: ImageSource, file: SourceFile, mask
     info = probe(data, max_pixels=workspace.settings.pool.max_pixels)
     mask, digest = masks.read(PurePosixPath(file.uri).stem, (info.height, info.width))
     workspace.label_set.check_mask(mask)
+    workspace.label_set.require_labelled(mask)
     return _Pair(file.uri, hashlib.sha256(data).hexdigest(), len(data), info, mask, digest)
 
 

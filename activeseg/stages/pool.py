@@ -6,14 +6,16 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
+from activeseg.core.idset import IdSet
 from activeseg.db import images
+from activeseg.db.images import KnownFile
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, ImageError, NotReadyError
 from activeseg.imaging.decode import ImageInfo, probe
@@ -22,45 +24,77 @@ from activeseg.storage.files import SourceFile
 from activeseg.workspace import Workspace
 
 CHUNK = 128
+"""Files read between two commits."""
+LISTED = 1024
+"""Files looked up at once."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A listed file and what its bytes are; `problem` says why it cannot be used."""
+    """A file that was looked at, what is recorded of it, and what its bytes are; `problem` says why it cannot be used."""
 
-    uri: str
+    file: SourceFile
+    known: Sequence[KnownFile]
     size: int
     sha256: str
     info: ImageInfo | None
     problem: str | None
 
+    @property
+    def same(self) -> KnownFile | None:
+        """The row of these bytes."""
+        return next((row for row in self.known if row.sha256 == self.sha256), None)
 
-def sync_pool(workspace: Workspace) -> StageReport:
+
+def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
     """Bring the images table up to date with the pool's files.
 
     New content becomes a row (quarantined with a reason where it cannot be decoded); a file whose bytes changed becomes
     a new row and supersedes the old one; a file that is gone is marked missing and comes back when it returns. Commits
-    after every chunk of files. Raises NotReadyError where there is not one file.
+    after every chunk of files it has read. Raises NotReadyError where there is not one file.
+
+    A file whose size and stamp are as they were when it was last read is not read again, unless `full`. Memory grows with
+    the pool by a bit an image.
     """
     started, counts = time.monotonic(), Counter[str]()
     group = _group_reader(workspace.settings.pool.group_pattern)
-    listed: set[str] = set()
-    for chunk in _chunks(workspace.pool_source.files(), CHUNK):
-        listed.update(file.uri for file in chunk)
+    listed = IdSet()
+    with workspace.database.read() as session:
+        newest = images.newest_id(session)
+    for files in _chunks(workspace.pool_source.files(), LISTED):
         with workspace.database.read() as session:
-            known = images.by_uri(session, [file.uri for file in chunk])
-        seen = [_look(workspace, file, known.get(file.uri, [])) for file in chunk]
-        with workspace.database.write() as session:
-            for item in seen:
-                counts[_register(session, item, known.get(item.uri, []), group(item.uri))] += 1
-    if not listed:
+            known = images.known_files(session, [file.uri for file in files])
+        listed.update(row.id for rows in known.values() for row in rows)
+        unsettled = [file for file in files if full or not _is_settled(file, known.get(file.uri, []))]
+        counts.update(files=len(files), unchanged=len(files) - len(unsettled))
+        for chunk in _chunks(iter(unsettled), CHUNK):
+            seen = [_look(workspace, file, known.get(file.uri, [])) for file in chunk]
+            with workspace.database.write() as session:
+                counts.update(_register(session, item, group(item.file.uri)) for item in seen)
+                _record_stamps(session, seen)
+    if not counts["files"]:
         # Before anything is marked missing: an unmounted disk may leave an empty folder behind.
         raise NotReadyError(f"no images in {workspace.settings.images_uri}: put images there or set [pool] images")
-    counts["missing"] = _mark_missing(workspace, listed)
+    counts["missing"] = _mark_missing(workspace, listed, newest)
     written = sum(counts[name] for name in ("new", "quarantined", "returned", "missing"))
     details = {name: counts[name] for name in ("new", "returned", "missing", "unchanged")}
     return StageReport("pool sync", written, counts["quarantined"], time.monotonic() - started, details)
+
+
+def _is_settled(file: SourceFile, known: Sequence[KnownFile]) -> bool:
+    """Whether these are the bytes that were read last, and what came of them cannot have changed since.
+
+    Not so for what was set aside after it had been decoded (its disk may be back), for what was never read (a limit, no
+    permission), nor for what is not this file's present content.
+    """
+    if file.stamp is None:
+        return False
+    for row in known:
+        final = row.status == ImageStatus.ACTIVE or (row.status == ImageStatus.QUARANTINED and not row.decodes and row.sha256)
+        if final and (row.size, row.stamp) == (file.size, file.stamp):
+            return True
+    return False
 
 
 def _group_reader(pattern: str | None) -> _GroupReader:
@@ -88,39 +122,39 @@ def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _look(workspace: Workspace, file: SourceFile, known: list[Image]) -> _Seen:
+def _look(workspace: Workspace, file: SourceFile, known: Sequence[KnownFile]) -> _Seen:
     """Read and hash a file; decode it only where these bytes were never seen."""
     limits = workspace.settings.pool
     if file.size > limits.max_bytes:
         problem = f"file has {file.size} bytes, more than the {limits.max_bytes} allowed; shrink it or raise [pool] max_bytes"
-        return _Seen(file.uri, file.size, "", None, problem)
+        return _Seen(file, known, file.size, "", None, problem)
     try:
         data = workspace.pool_source.read(file.uri)
     except ImageError as error:
-        return _Seen(file.uri, file.size, "", None, str(error))
+        return _Seen(file, known, file.size, "", None, str(error))
     digest = hashlib.sha256(data).hexdigest()
-    if any(image.sha256 == digest for image in known):
-        return _Seen(file.uri, len(data), digest, None, None)
+    if any(row.sha256 == digest for row in known):
+        return _Seen(file, known, len(data), digest, None, None)
     try:
-        return _Seen(file.uri, len(data), digest, probe(data, max_pixels=limits.max_pixels), None)
+        return _Seen(file, known, len(data), digest, probe(data, max_pixels=limits.max_pixels), None)
     except ImageError as error:
-        return _Seen(file.uri, len(data), digest, None, str(error))
+        return _Seen(file, known, len(data), digest, None, str(error))
 
 
-def _register(session: Session, seen: _Seen, known: list[Image], group: str | None) -> str:
+def _register(session: Session, seen: _Seen, group: str | None) -> str:
     """Write one file's state; returns what happened to it."""
-    same = next((image for image in known if image.sha256 == seen.sha256), None)
     retired = (ImageStatus.SUPERSEDED, ImageStatus.MISSING)
-    others = [image.id for image in known if image is not same and image.status not in retired]
+    others = [row.id for row in seen.known if row is not seen.same and row.status not in retired]
     images.retire(session, others, ImageStatus.SUPERSEDED)
-    if same is not None:
-        return _see_again(session, same)
+    if seen.same is not None:
+        return _see_again(session, seen.same)
     # New content is a new image: unlabelled, whatever the old one was.
     session.add(
         Image(
-            uri=seen.uri,
+            uri=seen.file.uri,
             sha256=seen.sha256,
             size_bytes=seen.size,
+            stamp=seen.file.stamp,
             width=seen.info.width if seen.info else None,
             height=seen.info.height if seen.info else None,
             group_name=group,
@@ -132,20 +166,27 @@ def _register(session: Session, seen: _Seen, known: list[Image], group: str | No
     return "new" if seen.info else "quarantined"
 
 
-def _see_again(session: Session, image: Image) -> str:
-    # Its bytes were just read, and a width says that they once decoded: what set it aside since (a disk away) is over.
-    sound = image.width is not None
-    if image.status == ImageStatus.ACTIVE or (image.status == ImageStatus.QUARANTINED and not sound):
+def _see_again(session: Session, known: KnownFile) -> str:
+    # Its bytes were just read, and that they once decoded means: what set it aside since (a disk away) is over.
+    if known.status == ImageStatus.ACTIVE or (known.status == ImageStatus.QUARANTINED and not known.decodes):
         return "unchanged"
-    held = session.get_one(Image, image.id)
-    held.status = ImageStatus.ACTIVE if sound else ImageStatus.QUARANTINED
-    held.reason = None if sound else held.reason
+    held = session.get_one(Image, known.id)
+    held.status = ImageStatus.ACTIVE if known.decodes else ImageStatus.QUARANTINED
+    held.reason = None if known.decodes else held.reason
     return "returned"
 
 
-def _mark_missing(workspace: Workspace, listed: set[str]) -> int:
+def _record_stamps(session: Session, seen: Iterable[_Seen]) -> None:
+    differing = {item.same.id: item.file.stamp for item in seen if item.same and item.same.stamp != item.file.stamp}
+    images.record_stamps(session, differing)
+
+
+def _mark_missing(workspace: Workspace, listed: IdSet, newest: int) -> int:
+    """Retire what was there before this run, up to the id `newest`, and was not listed."""
     prefix = workspace.settings.images_uri.rstrip("/") + "/"
-    with workspace.database.write() as session:
-        gone = [image_id for uri, image_id in images.active_uris(session, prefix).items() if uri not in listed]
-        images.retire(session, gone, ImageStatus.MISSING)
+    with workspace.database.read() as session:
+        gone = [image_id for image_id in images.present(session, prefix) if image_id <= newest and image_id not in listed]
+    if gone:
+        with workspace.database.write() as session:
+            images.retire(session, gone, ImageStatus.MISSING)
     return len(gone)

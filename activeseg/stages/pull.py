@@ -22,7 +22,8 @@ from typing import Any
 
 from activeseg.db import annotators, labeling, sent, truth
 from activeseg.db.labeling import KnownTask
-from activeseg.db.models import Annotation, LabelingProject
+from activeseg.db.models import Annotation, AnnotationStatus, LabelingProject
+from activeseg.db.quarantine import QuarantinedAnnotation, described
 from activeseg.errors import LabelStudioError, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.labelstudio.client import LabelStudioClient, TaskStamp
 from activeseg.labelstudio.connection import TEST_KEY
@@ -37,6 +38,11 @@ from activeseg.workspace import Workspace
 # Commits on the server are not ordered by updated_at: a change may become visible a little after a later one.
 OVERLAP = timedelta(seconds=10)
 BLOCK = 50
+# So many tasks that look untouched count as one: an export leaves them out, and its time is that of the request itself.
+# Counters of Label Studio may lag, so they are asked for all the same; with more an address would get too long.
+UNTOUCHED = 8
+TOLD = 5
+"""So many quarantined annotations are named in a report."""
 # Masks of a block of larger pictures would take gigabytes: fewer of those at a time.
 _BLOCK_PIXELS = BLOCK * 1280 * 1280
 # One core is left to the server, which is often the same machine's; each thread holds the masks of a task.
@@ -53,15 +59,16 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
     New and edited annotations become rows, skipped ones say so, deleted ones are marked, tasks deleted on the server
     give their images back to the pool. Tasks left in a former project (another title) are collected too, unless it was
     made with another [labels] overlap: there they stay as they are, counted and told in the report's problems, and are
-    pulled once that is restored. An annotation that cannot be used is quarantined with the reason; a task that cannot be
-    exported is told in the problems and met again by a full pull. At the end, what several annotators agreed on is found
-    where they have new votes or [labelstudio] consensus changed.
+    pulled once that is restored. An annotation that cannot be used is quarantined with the reason, which the problems
+    tell for the first ones; a task that cannot be exported is told there, too, and met again by a full pull. At the end,
+    what several annotators agreed on is found where they have new votes or [labelstudio] consensus changed.
 
     Commits block by block; the cursor moves with each block. Pulling twice writes nothing new. With `full` the tasks are
     reconciled first. Needs the lease. Raises ConfigError, before anything is done, where [labelstudio] uncovered is no class.
     """
     started, counts = time.monotonic(), Counter[str]()
     problems: dict[str, str] = {}
+    set_aside: list[QuarantinedAnnotation] = []
     uncovered_value(workspace)
     project = open_project(workspace, client)
     with workspace.database.read() as session:
@@ -78,12 +85,12 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
         else:
             if full:
                 counts.update(_changes(asdict(reconcile_project(workspace, client, one))))
-            _Pull(workspace, client, one, counts, problems).run(full)
+            _Pull(workspace, client, one, counts, problems, set_aside).run(full)
         mended = give_up_missing(workspace, client, one)
         counts.update(_changes(mended) | {"merged": mended["merged"]})
     agreed, unread = find_outcomes(workspace)
     counts.update(agreed)
-    problems |= unread
+    problems |= unread | _told(set_aside)
     details: dict[str, Any] = {name: count for name, count in counts.items() if count}
     details |= {"problems": problems} if problems else {}
     written = sum(counts[name] for name in _WRITTEN)
@@ -133,13 +140,13 @@ class _Pull:
     project: LabelingProject
     counts: Counter[str]
     problems: dict[str, str]
+    set_aside: list[QuarantinedAnnotation]
 
     def run(self, full: bool) -> None:
         """Pull what changed since the cursor, or everything."""
         since = None if full or self.project.pulled_until is None else self.project.pulled_until - OVERLAP
         stamps = self.client.changed_tasks(self.project.external_project_id, since)
-        size = self._block_size()
-        blocks = [stamps[start : start + size] for start in range(0, len(stamps), size)]
+        blocks = _blocks(stamps, self._block_size())
         drawing, passing = self._drawing(), True
         with ThreadPoolExecutor(_THREADS) as threads, closing(self._exports(blocks)) as exports:
             for block, (exported, unread) in exports:
@@ -214,6 +221,9 @@ class _Pull:
             if until is not None:
                 labeling.move_cursor(session, self.project.id, until)
         self.counts.update(row.status.value for row in rows)
+        uris = {ours.image.image_id: ours.image.uri for _, ours in answer.ours}
+        unusable = (row for row in rows if row.status == AnnotationStatus.QUARANTINED)
+        self.set_aside.extend(described(row, uris[row.image_id], self.project) for row in unusable)
         self.counts.update({"deleted": gone, "there again": back, "stars moved": moved, "foreign": answer.foreign})
 
     def _fresh(self, answer: _Answer) -> list[_Fresh]:
@@ -236,6 +246,27 @@ class _Pull:
                     row.rubber_stamp = row.query_id is not None and annotators.is_uncertain(session, row.query_id)
 
 
+def _told(set_aside: Sequence[QuarantinedAnnotation]) -> dict[str, str]:
+    """The first annotations that were quarantined, by image and task, and how many more."""
+    told = {one.name: one.reason for one in set_aside[:TOLD]}
+    more = len(set_aside) - TOLD
+    return told | ({f"{more} more quarantined": "`activeseg status` names the latest"} if more > 0 else {})
+
+
+def _blocks(stamps: Sequence[TaskStamp], size: int) -> list[Block]:
+    """Tasks in their order, cut where `size` touched ones or UNTOUCHED as many others are together."""
+    blocks: list[Block] = []
+    room = 0
+    for stamp in stamps:
+        cost = 1 if stamp.untouched else UNTOUCHED
+        if room < cost:
+            blocks.append([])
+            room = size * UNTOUCHED
+        blocks[-1].append(stamp)
+        room -= cost
+    return blocks
+
+
 def _export(client: LabelStudioClient, project: LabelingProject, numbers: Sequence[int]) -> _Export:
     """The exported tasks, and why, by number, for those that could not be: one of them must not stop all others."""
     try:
@@ -245,7 +276,8 @@ def _export(client: LabelStudioClient, project: LabelingProject, numbers: Sequen
     except (LabelStudioError, RecursionError) as error:
         if len(numbers) == 1:
             return [], {numbers[0]: clean(str(error)) or type(error).__name__}
-    parts = [_export(client, project, [number]) for number in numbers]
+    step = BLOCK if len(numbers) > BLOCK else 1
+    parts = [_export(client, project, numbers[start : start + step]) for start in range(0, len(numbers), step)]
     return list(chain.from_iterable(tasks for tasks, _ in parts)), dict(chain.from_iterable(why.items() for _, why in parts))
 
 

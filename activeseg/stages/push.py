@@ -12,11 +12,13 @@ in blocks, so memory does not grow with a round.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from sqlalchemy.orm import Session
@@ -28,7 +30,7 @@ from activeseg.db.models import LabelingProject, Round, RoundStatus, Task, TaskS
 from activeseg.db.planned import PlannedTask
 from activeseg.errors import ImageError, NotReadyError
 from activeseg.imaging.browser import resize_picture, shows_as_decoded
-from activeseg.imaging.decode import decode_image
+from activeseg.imaging.decode import decode_image, detect_format
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.images import address_of, folder_on_server
@@ -46,6 +48,9 @@ from activeseg.workspace import Workspace
 BLOCK = 200
 UPLOAD_GROUP = 16
 UPLOAD_LEVEL = 1  # of PNG compression: at 6 we would take longer to make a picture than the server to store it
+# Unpacking and packing leave Python's lock, so a second thread helps; each holds the pixels of a whole image.
+_THREADS = min(2, os.cpu_count() or 1)
+_AHEAD = 2 * UPLOAD_GROUP
 TAB_TITLE = "activeseg: most useful first"
 
 Progress = Callable[[int, int], None]
@@ -74,8 +79,8 @@ def push_round(
     total = _plan(workspace, project, round_id, source)
     counts = _deliver(workspace, client, project, round_id)
     tell = on_progress or (lambda done, planned: None)
-    tasks = _bodies(workspace, project, round_id)
-    sent = send_tasks(workspace, client, project, tasks, on_sent=lambda done: tell(done, total))
+    with closing(_bodies(workspace, project, round_id)) as tasks:
+        sent = send_tasks(workspace, client, project, tasks, on_sent=lambda done: tell(done, total))
     # Before the round counts as pushed: whatever fails here is done again by the next run.
     if source is not None and _is_shown(workspace, project, source):
         client.set_model_version(project.external_project_id, shown_version(source))
@@ -136,6 +141,8 @@ def _plan(workspace: Workspace, project: LabelingProject, round_id: int, source:
 
 # Deliver
 
+_ENDINGS = {"JPEG": "jpg", "WEBP": "webp"}
+
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
@@ -143,24 +150,44 @@ class _Delivery:
 
     item: PlannedTask
     address: str | None = None
-    image_png: bytes | None = None
+    image: bytes | None = None
     entropy_png: bytes | None = None
     problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the image's file on the server, with the ending that its bytes ask for."""
+        kind = detect_format(self.image or b"") or ""
+        return f"{PurePosixPath(self.item.image.uri).stem}.{_ENDINGS.get(kind, 'png')}"
 
 
 def _deliver(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, round_id: int) -> Counter[str]:
     """See that every planned task's pictures can be reached; counts how they are."""
     counts = Counter[str]()
-    groups = _undelivered(workspace, project, round_id)
-    # The next group is read, shrunk and encoded while this one travels.
-    prepared = map_ahead(lambda items: [_prepare(workspace, item) for item in items], groups, workers=1, ahead=1)
-    with closing(prepared):  # at once also when an error ends the loop: its thread must not outlive this call
-        for group in prepared:
+    items = _undelivered(workspace, project, round_id)
+    # The next ones are read, and shrunk and encoded where they have to be, while a group travels.
+    prepared = map_ahead(partial(_prepare, workspace), items, workers=_THREADS, ahead=_AHEAD)
+    with closing(prepared):  # at once also when an error ends the loop: its threads must not outlive this call
+        for group in _groups(prepared):
             by_address = any(one.address is not None for one in group) and not counts["images by address"]
             if by_address and workspace.settings.labelstudio.images == "local-files":
                 ensure_local_storage(client.http, project.external_project_id, folder_on_server(workspace.settings))
             counts.update(_deliver_group(workspace, client, project, group))
     return counts
+
+
+def _groups(prepared: Iterable[_Delivery]) -> Iterator[list[_Delivery]]:
+    """What is uploaded in a request and recorded in a transaction: UPLOAD_GROUP tasks with files, or BLOCK in all."""
+    group: list[_Delivery] = []
+    uploads = 0
+    for one in prepared:
+        group.append(one)
+        uploads += one.image is not None or one.entropy_png is not None
+        if uploads == UPLOAD_GROUP or len(group) == BLOCK:
+            yield group
+            group, uploads = [], 0
+    if group:
+        yield group
 
 
 def _deliver_group(
@@ -180,58 +207,73 @@ def _upload(
     client: LabelStudioClient, project: LabelingProject, group: list[_Delivery]
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Upload what has no address; the addresses of images and of entropy maps by the id of the task's row."""
-    pictures = [(one.item.task.id, f"{PurePosixPath(one.item.image.uri).stem}.png", one.image_png) for one in group]
+    pictures = [(one.item.task.id, one.name, one.image) for one in group]
     maps = [(one.item.task.id, "entropy.png", one.entropy_png) for one in group]
-    wanted = [[(number, (name, png)) for number, name, png in some if png is not None] for some in (pictures, maps)]
+    wanted = [[(number, (name, data)) for number, name, data in some if data is not None] for some in (pictures, maps)]
     files = [file for some in wanted for _, file in some]
     urls = iter(client.upload_files(project.external_project_id, files) if files else ())
     image_urls, entropy_urls = ({number: next(urls) for number, _ in some} for some in wanted)
     return image_urls, entropy_urls
 
 
-def _undelivered(workspace: Workspace, project: LabelingProject, round_id: int) -> Iterator[list[PlannedTask]]:
+def _undelivered(workspace: Workspace, project: LabelingProject, round_id: int) -> Iterator[PlannedTask]:
     after = -1
     while True:
         with workspace.database.read() as session:
             items = planned.page(session, project.id, round_id, after=after, limit=BLOCK, without_image=True)
         if not items:
             return
-        yield from (items[start : start + UPLOAD_GROUP] for start in range(0, len(items), UPLOAD_GROUP))
+        yield from items
         after = items[-1].shown_order
 
 
 def _prepare(workspace: Workspace, item: PlannedTask) -> _Delivery:
-    """Decide how an image is reached. By address only where a browser shows the very pixels the network saw, unshrunk."""
+    """Decide how an image is reached: by address, as the file it is, or as a PNG of the pixels people are to see.
+
+    The first two only where a browser shows the very pixels the network saw, unshrunk. That the file decodes was seen when
+    it was registered, and its bytes are still those.
+    """
+    address = image = None
     try:
         data = workspace.read_bytes(item.image)
-        address = address_of(workspace.settings, item.image.uri) if item.shown == item.size else None
-        if address is not None and not shows_as_decoded(data):
-            address = None
-        picture = None if address else decode_image(data, max_pixels=workspace.settings.pool.max_pixels)
+        if item.shown == item.size and shows_as_decoded(data):
+            address = address_of(workspace.settings, item.image.uri)
+            image = data if address is None else None
+        else:
+            picture = decode_image(data, max_pixels=workspace.settings.pool.max_pixels)
+            image = encode_png(resize_picture(picture, item.shown), level=UPLOAD_LEVEL)
     except ImageError as error:
         return _Delivery(item, problem=str(error))
-    png = None if picture is None else encode_png(resize_picture(picture, item.shown), level=UPLOAD_LEVEL)
-    return _Delivery(item, address, png, shown_entropy(workspace, item.prediction, size=item.size, shown=item.shown))
+    return _Delivery(item, address, image, shown_entropy(workspace, item.prediction, size=item.size, shown=item.shown))
 
 
 # Send
 
 
-def _bodies(workspace: Workspace, project: LabelingProject, round_id: int) -> Iterator[TaskBody]:
-    """The tasks of a round that are still to be sent, in shown order. Reads the database and writes nothing."""
+def _bodies(workspace: Workspace, project: LabelingProject, round_id: int) -> Generator[TaskBody, None, None]:
+    """The tasks of a round that are still to be sent, in shown order. Reads the database and writes nothing.
+
+    Made in threads of its own: close it.
+    """
     with workspace.database.read() as session:
         row = session.get_one(Round, round_id)
         before = labeling.count_tasks_before(session, project.id, row.number)
+    work = _unsent(workspace, project, row)
+    body = partial(_body, workspace, project, row, before=before)
+    return map_ahead(lambda one: body(*one), work, workers=_THREADS, ahead=_AHEAD)
+
+
+def _unsent(workspace: Workspace, project: LabelingProject, row: Round) -> Iterator[tuple[PlannedTask, list[str]]]:
+    """The planned tasks of a round, each with its classes in doubt."""
     after = -1
     while True:
         with workspace.database.read() as session:
-            items = planned.page(session, project.id, round_id, after=after, limit=BLOCK)
+            items = planned.page(session, project.id, row.id, after=after, limit=BLOCK)
             doubtful = _doubtful(session, row, items)
         if not items:
             return
         for item in items:
-            classes = [workspace.label_set.names[index] for index in doubtful.get(item.image.image_id, ())]
-            yield _body(workspace, project, row, item, order=before + item.shown_order, doubtful=classes)
+            yield item, [workspace.label_set.names[index] for index in doubtful.get(item.image.image_id, ())]
         after = items[-1].shown_order
 
 
@@ -242,7 +284,7 @@ def _doubtful(session: Session, row: Round, items: list[PlannedTask]) -> dict[in
 
 
 def _body(
-    workspace: Workspace, project: LabelingProject, row: Round, item: PlannedTask, *, order: int, doubtful: list[str]
+    workspace: Workspace, project: LabelingProject, row: Round, item: PlannedTask, doubtful: list[str], *, before: int
 ) -> TaskBody:
     if item.task.image_url is None:
         raise NotReadyError(f"image {item.image.image_id} was not delivered")
@@ -254,7 +296,7 @@ def _body(
         item.task.key,
         item.task.image_url,
         item.task.entropy_url,
-        order=order,
+        order=before + item.shown_order,
         sha256=item.image.sha256,
         doubtful=doubtful,
         result=result or (),

@@ -18,6 +18,7 @@ import hashlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -154,7 +155,8 @@ def _score(workspace: Workspace, champion: Checkpoint, free: Sequence[OpenTask])
     data = workspace.artifacts.read(champion.location, sha256=champion.sha256)
     segmenter = load_checkpoint(data, model_version=champion.model_version, device=device)
     refs, precision = [item.image for item in free], workspace.settings.model.precision
-    return score_images(segmenter, refs, workspace.read_image, device=device, precision=precision, batch_size=1)
+    read = partial(workspace.read_input, policy=segmenter.spec.input_policy)
+    return score_images(segmenter, refs, read, device=device, precision=precision, batch_size=1)
 
 
 # Line up

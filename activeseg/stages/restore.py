@@ -66,9 +66,9 @@ def import_from(
             raise ConfigError(f"{folder} is an export, whose images have splits already: give --from without --split query")
         work = _Export(workspace, folder, split, manifest.read_manifest(folder))
     else:
+        file = _coco_file(source)
         if split is None and not query:
             raise ConfigError(f"{source} is no export of activeseg, so it does not say which split it is: add --split")
-        file = _coco_file(source)
         document = parse_coco(load_json(file))
         work = _Coco(workspace, images or _images_beside(file), split, uncovered, document)
     counts, problems = work.counts, dict(work.problems)
@@ -145,7 +145,9 @@ class _Coco:
             return "unlabelled"
         file = _read_image(workspace, self.images, name, None)
         size = file.height, file.width
-        artifact = workspace.store_mask(self.document.mask(name, size, workspace.label_set, fill=self.fill))
+        drawn = self.document.mask(name, size, workspace.label_set, fill=self.fill)
+        workspace.label_set.require_labelled(drawn)
+        artifact = workspace.store_mask(drawn)
         mask = ImportedMask(artifact.location, artifact.sha256, artifact.sha256)
         with workspace.database.write() as session:
             return imports.take(session, file, mask, workspace.label_set, split=self.split)
@@ -211,7 +213,9 @@ class _Export:
         file = self._known(entry) if entry.image is None else _read_image(workspace, self.folder, entry.image, entry.sha256)
         if (file.width, file.height) != (entry.width, entry.height):
             raise DataError(f"the manifest says {entry.width}x{entry.height}, the image is {file.width}x{file.height}")
-        artifact = workspace.store_mask(self._mask(entry, (file.height, file.width)))
+        read = self._mask(entry, (file.height, file.width))
+        workspace.label_set.require_labelled(read)
+        artifact = workspace.store_mask(read)
         drawn = datetime.fromisoformat(entry.updated_at)
         mask = ImportedMask(artifact.location, artifact.sha256, artifact.sha256, entry.annotator, drawn)
         # What had no split keeps none, unless one is named.

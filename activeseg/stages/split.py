@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from activeseg.core.selection import freeze_validation
-from activeseg.db import images, rounds, truth
+from activeseg.db import images, splits, truth
 from activeseg.db.models import ImageStatus, Split
 from activeseg.records import StageReport
 from activeseg.workspace import Workspace
@@ -21,13 +21,12 @@ def assign_splits(workspace: Workspace) -> StageReport:
     started, selection = time.monotonic(), workspace.settings.selection
     with workspace.database.write() as session:
         waiting = truth.without_split(session)
+        if (wanted := splits.wait_ends_at(session, workspace.settings)) is not None:
+            details = {"waiting": len(waiting), "until": f"{wanted} images are annotated or no task is open"}
+            return StageReport("split", seconds=time.monotonic() - started, details=details)
         counts = images.count_by_status(session)
         val = counts.get((Split.VAL, ImageStatus.ACTIVE), 0)
         train = len(truth.current(session, split=Split.TRAIN))
-        wanted = workspace.settings.training.min_train + selection.val_size
-        if not val and not train and rounds.open_tasks(session) and len(waiting) < wanted and selection.val_size:
-            # Answers of the first round come in handfuls: decided one by one, all would train and none validate.
-            return StageReport("split", seconds=time.monotonic() - started, details={"waiting": len(waiting)})
         training_groups = truth.groups_of(session, Split.TRAIN)
         eligible = {
             image_id: group for image_id, (group, at_random) in waiting.items() if at_random and group not in training_groups
@@ -43,5 +42,5 @@ def assign_splits(workspace: Workspace) -> StageReport:
         leaking = [image_id for image_id, group in rest.items() if group in validation_groups]
         images.set_split(session, leaking, Split.TEST)
         images.set_split(session, [image_id for image_id in rest if image_id not in set(leaking)], Split.TRAIN)
-    details = {"train": len(rest) - len(leaking), "val": len(frozen), "test": len(leaking)}
-    return StageReport("split", len(waiting), 0, time.monotonic() - started, details)
+    divided = {"train": len(rest) - len(leaking), "val": len(frozen), "test": len(leaking)}
+    return StageReport("split", len(waiting), 0, time.monotonic() - started, divided)

@@ -25,7 +25,7 @@ from activeseg.nn.device import describe_device, pick_device, pick_precision
 from activeseg.nn.fit import WITHOUT_EFFECT, FitResult, fit
 from activeseg.nn.snapshot import best_look
 from activeseg.nn.zoo import load_pretrained
-from activeseg.records import InputPolicy, StageReport
+from activeseg.records import StageReport
 from activeseg.workspace import Workspace
 
 # A curve of this many points is enough to see how a training went.
@@ -209,11 +209,11 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
     device = pick_device(model.device)
     result = fit(
         segmenter,
-        labeled_images(workspace, labeled),
+        labeled_images(workspace, labeled, segmenter.spec.input_policy),
         training,
         device=device,
         precision=model.precision,
-        validation=labeled_images(workspace, validation),
+        validation=labeled_images(workspace, validation, segmenter.spec.input_policy),
         state=_state_file(workspace, run),
         run=_identity(run),
         on_step=(lambda done, _: on_progress(done, planned)) if on_progress else None,
@@ -231,9 +231,13 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
 
 def _initial(workspace: Workspace, model: ModelSection, parent: Checkpoint | None, version: str, seed: int) -> Segmenter:
     """The network before the first step: the champion's weights, imported or published ones, or random ones."""
-    policy = InputPolicy(model.short_side, model.mean, model.std)
     spec = NetworkSpec(
-        model.architecture, model.width, model.decoder_stride, workspace.label_set, policy, upsampling=model.upsampling
+        model.architecture,
+        model.width,
+        model.decoder_stride,
+        workspace.label_set,
+        workspace.input_policy,
+        upsampling=model.upsampling,
     )
     if parent is not None:
         data = workspace.artifacts.read(parent.location, sha256=parent.sha256)

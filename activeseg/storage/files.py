@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Protocol
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Lower-case suffixes of the files a source lists."""
 
+MAX_STAMP = 100
+"""Characters of a stamp, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """An image file as listed: its URI (stable, absolute) and its size in bytes."""
+    """An image file as listed: its URI (stable, absolute) and its size in bytes.
+
+    stamp: up to MAX_STAMP characters, given anew by the place whenever the bytes change: the same size and stamp mean the
+    same bytes. None where the place cannot promise that, so that the file has to be read.
+    """
 
     uri: str
     size: int
+    stamp: str | None = None
 
 
 class ImageSource(Protocol):
@@ -31,5 +39,5 @@ class ImageSource(Protocol):
 
 def is_listed(relative: str) -> bool:
     """Whether a path relative to the source ('a/b.png') is an image by its suffix and hidden nowhere on the way."""
-    path = PurePosixPath(relative)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    suffix = os.path.splitext(relative)[1].lower()
+    return suffix in IMAGE_SUFFIXES and not any(part.startswith(".") for part in relative.split("/"))

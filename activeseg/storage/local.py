@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from activeseg.errors import ConfigError, ImageError
 from activeseg.storage.files import SourceFile, is_listed
 
 _SCHEME = "file://"
+
+SETTLED_SECONDS = 2.0
+"""Age from which a time of change says that the bytes are the same: no file system in use counts time more coarsely (FAT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,21 @@ class LocalSource:
     root: Path
 
     def files(self) -> Iterator[SourceFile]:
-        """Images sorted by path. Raises ConfigError where the folder is gone or holds nothing but links out of it."""
+        """Images sorted by path. Raises ConfigError where the folder is gone or holds nothing but links out of it.
+
+        A file's stamp is its time of change in nanoseconds. None for one changed in the last seconds by this machine's clock,
+        or in the future: it may be written to once more within what the file system counts as the same moment. (A share whose
+        own clock is behind this one by more than that can hide such a second writing of the same size.)
+        """
         self.check()
         outside = None
         found = False
-        for path in sorted(self._candidates()):
-            if not self._contains(path):
+        for path in _walk(self.root):
+            if os.path.islink(path) and not self._contains(path):
                 outside = path
-            elif (size := _size(path)) is not None:
+            elif (status := _regular(path)) is not None:
                 found = True
-                yield SourceFile(path_to_uri(path), size)
+                yield SourceFile(path_to_uri(path), status.st_size, _stamp(status))
         if outside and not found:
             raise ConfigError(f"{self.root} holds only links out of it ({outside}); name the folder they lead to")
 
@@ -46,17 +55,12 @@ class LocalSource:
         if not path.is_absolute() or not self._contains(path):
             raise ImageError(f"{uri} is not inside the image folder {self.root}")
         try:
-            if _size(path) is None:
+            if _regular(path) is None:
                 self.check()
                 raise ImageError(f"{uri} is gone or not a file any more; run `activeseg pool sync`")
             return path.read_bytes()
         except OSError as error:
             raise ImageError(f"{uri} cannot be read: {error.strerror}") from error
-
-    def _candidates(self) -> Iterator[str]:
-        for folder, subfolders, names in os.walk(self.root):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            yield from (os.path.join(folder, name) for name in names if is_listed(name))
 
     def _contains(self, path: str | Path) -> bool:
         root = os.path.realpath(self.root)
@@ -83,10 +87,43 @@ def uri_to_path(uri: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(_SCHEME)))) if uri.startswith(_SCHEME) else Path(uri)
 
 
-def _size(path: str | Path) -> int | None:
-    """Size in bytes of a regular file; None where there is none, or a pipe, whose reader would wait for ever."""
+def _walk(folder: str | Path) -> Iterator[str]:
+    """Paths named like images, sorted; held in memory are the names in the folders on the way to the present one."""
+    for name in sorted(_names(folder)):
+        path = os.path.join(folder, name)
+        if name.endswith("/"):
+            yield from _walk(path[:-1])
+        else:
+            yield path
+
+
+def _names(folder: str | Path) -> Iterator[str]:
+    """Images by name, and folders with a slash behind, so that names sort as the whole paths below them do.
+
+    Raises ConfigError where the disk fails: taking its images for vanished ones would withdraw them from queries.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.startswith("."):
+                        yield entry.name + "/"
+                elif is_listed(entry.name):
+                    yield entry.name
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # vanished meanwhile, or another user's (lost+found)
+    except OSError as error:
+        raise ConfigError(f"image folder {folder} cannot be listed: {error.strerror}") from error
+
+
+def _regular(path: str | Path) -> os.stat_result | None:
+    """The state of a regular file; None where there is none, or a pipe, whose reader would wait for ever."""
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _stamp(status: os.stat_result) -> str | None:
+    return str(status.st_mtime_ns) if status.st_mtime < time.time() - SETTLED_SECONDS else None

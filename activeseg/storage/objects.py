@@ -9,19 +9,27 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.files import SourceFile, is_listed
+from activeseg.storage.files import MAX_STAMP, SourceFile, is_listed
 
 SCHEMES = ("s3", "gs", "az")
+
+
+class Entry(NamedTuple):
+    """An object as a store lists it: key, size in bytes, and the tag of its version (None from stores that have none)."""
+
+    key: str
+    size: int
+    tag: str | None = None
 
 
 class Bucket(Protocol):
     """The two calls an object store must answer. Keys are relative to the URL the bucket was opened with."""
 
-    def list(self) -> Iterator[tuple[str, int]]:
-        """Key and size in bytes of every object, in any order."""
+    def list(self) -> Iterator[Entry]:
+        """Every object, in any order."""
 
     def get(self, key: str) -> bytes:
         """The bytes of an object. Raises FileNotFoundError where there is none, OSError where the store fails."""
@@ -35,13 +43,16 @@ class ObjectSource:
     bucket: Bucket
 
     def files(self) -> Iterator[SourceFile]:
-        """Images sorted by key. Raises ConfigError where the store does not answer."""
+        """Images sorted by key, the store's tag as their stamp. Raises ConfigError where the store does not answer."""
         try:
-            objects = sorted((key, size) for key, size in self.bucket.list() if is_listed(key))
+            # Not every store lists in an order, so all keys are held at once.
+            entries = sorted((entry for entry in self.bucket.list() if is_listed(entry.key)), key=lambda entry: entry.key)
         except OSError as error:
             raise self._unreachable(error) from error
-        for key, size in objects:
-            yield SourceFile(f"{self.url}/{key}", size)
+        for entry in entries:
+            # The time of change alone counts in seconds: an object may be written twice in one.
+            stamp = entry.tag if entry.tag and len(entry.tag) <= MAX_STAMP else None
+            yield SourceFile(f"{self.url}/{entry.key}", entry.size, stamp)
 
     def read(self, uri: str) -> bytes:
         """Bytes of a listed object; ImageError where it is gone, ConfigError where the store does not answer."""
@@ -70,11 +81,11 @@ class ObstoreBucket:
         except Exception as error:  # obstore raises its own and plain ValueErrors for a bad URL or option
             raise ConfigError(f"cannot open {url}: {_one_line(error)}") from error
 
-    def list(self) -> Iterator[tuple[str, int]]:
-        """Key and size in bytes of every object."""
+    def list(self) -> Iterator[Entry]:
+        """Every object, in the store's order."""
         try:
             for batch in self._obstore.list(self._store):
-                yield from ((entry["path"], entry["size"]) for entry in batch)
+                yield from (Entry(item["path"], item["size"], item["e_tag"]) for item in batch)
         except self._obstore.exceptions.BaseError as error:
             raise OSError(_one_line(error)) from error
 

@@ -17,6 +17,7 @@ from activeseg.web import answers
 from activeseg.web.api import THUMBNAILS_AT_ONCE, api_router
 from activeseg.web.auth import bearer_token
 from activeseg.web.hooks import Hints, hook_router
+from activeseg.web.metrics import metrics_router
 from activeseg.workspace import Workspace
 
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings, database: Database) -> FastAPI:
     app.state.thumbnails = CapacityLimiter(THUMBNAILS_AT_ONCE)
     answers.install(app)
     app.include_router(api_router())
+    app.include_router(metrics_router())
     if (secret := settings.webhook_secret()) is not None:
         app.include_router(hook_router(Hints(database), secret))
     app.get("/healthz", response_model=Health, responses={503: {"model": answers.Problem}})(healthz)

@@ -22,7 +22,8 @@ def bearer_token(settings: Settings) -> OwnSecret:
     section = settings.serve
     named = settings.path(section.token_file) if section.token_file else None
     default = settings.path(DEFAULT_TOKEN_FILE)
-    return own_secret(section.token, named, default=default, variable="ACTIVESEG_SERVE__TOKEN")
+    variable, setting = "ACTIVESEG_SERVE__TOKEN", "[serve] token_file"
+    return own_secret(section.token, named, default=default, variable=variable, setting=setting)
 
 
 def require_token(

@@ -16,6 +16,7 @@ def test_status_and_checkpoints_tell_the_champion(trained: CommandLine) -> None:
     assert status["champion"]["model_version"] == SECOND
     assert status["images"] == {"pool": 7, "train": 6, "val": 3}
     assert (status["annotations"], status["new_annotations"], status["coverage"]) == (9, 0, 1.0)
+    assert "9 that count: 6 for training (0 not trained on yet), 3 for validation\n" in trained("status").out
     assert (
         f"champion     {SECOND}, val mIoU" in trained("status").out or f"champion     {SECOND}, since" in trained("status").out
     )
@@ -29,6 +30,7 @@ def test_status_of_an_empty_workspace_says_what_comes_next(empty: CommandLine) -
     status = empty("status", "--json").data
     assert (status["champion"], status["coverage"], status["rounds"]) == (None, None, [])
     assert any("first training after 4 more" in line for line in status["next"])
+    assert status["next"][0].endswith("/pool and run `activeseg pool sync`")
 
 
 def test_evaluate_gives_iou_and_dice_by_class(trained_copy: CommandLine) -> None:
@@ -52,7 +54,7 @@ def test_an_import_that_leaves_pairs_out_prints_the_reasons_and_fails(empty: Com
     (tmp_path / "masks/ball_0001.png").unlink()
     words = ("dataset", "import", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--split", "train", "--json")
     answer = empty(*words)
-    assert (answer.code, answer.err) == (1, "error: 1 pairs were left out; the reasons stand above\n")
+    assert (answer.code, answer.err) == (1, "error: left out: 1 pair; the reasons stand above\n")
     report = json.loads(answer.out)[0]
     assert (report["written"], report["failed"], list(report["details"]["problems"].values())) == (
         1,

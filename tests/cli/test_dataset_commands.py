@@ -51,7 +51,7 @@ def test_an_image_that_is_gone_is_listed_and_ends_with_an_error(labelled: Comman
     assert answer.code == 1
     assert answer.out.startswith("dataset export: 5 written, 1 failed in ")
     assert "ball_0002.png is gone" in answer.err
-    assert answer.err.endswith("error: 1 images were left out; the reasons stand above\n")
+    assert answer.err.endswith("error: left out: 1 image; the reasons stand above\n")
     assert len(list((tmp_path / "out/train/masks").iterdir())) == 3
 
 
@@ -86,7 +86,13 @@ def test_what_cannot_be_exported_is_told(labelled: CommandLine, tmp_path: Path, 
     ],
 )
 def test_an_import_that_is_not_told_enough_is_a_wrong_call(empty: CommandLine, options: list[str]) -> None:
-    assert empty("dataset", "import", *options).code == 2
+    answer = empty("dataset", "import", *options)
+    assert answer.code == 2
+    assert "Value error" not in answer.err
+
+
+def test_a_path_that_is_not_there_is_told_before_anything_else_is_asked_for(empty: CommandLine, tmp_path: Path) -> None:
+    assert f"{tmp_path}/nowhere does not exist" in empty("dataset", "import", "--from", tmp_path / "nowhere").error
 
 
 def test_a_coco_file_needs_a_split_and_may_say_what_uncovered_pixels_are(labelled: CommandLine, tmp_path: Path) -> None:

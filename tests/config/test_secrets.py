@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import stat
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pydantic import SecretStr
 
 from activeseg.config import OwnSecret, Settings, load_settings, own_secret, read_secret, write_secret
 from activeseg.errors import ConfigError
+from activeseg.mlbackend.auth import login
+from activeseg.web.auth import bearer_token
 
 SECRET = "sesame-open-9"
 
@@ -117,7 +120,7 @@ def test_without_a_token_the_error_says_where_to_get_one(tmp_path: Path) -> None
 
 def own(value: str | None, default: Path, *, named: Path | None = None) -> OwnSecret:
     given = None if value is None else SecretStr(value)
-    return own_secret(given, named, default=default, variable="ACTIVESEG_X__KEY")
+    return own_secret(given, named, default=default, variable="ACTIVESEG_X__KEY", setting="[x] key_file")
 
 
 def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
@@ -190,3 +193,21 @@ def test_a_webhook_secret_that_keeps_nobody_out_or_fits_in_no_header_is_refused(
     with pytest.raises(ConfigError, match="ACTIVESEG_LABELSTUDIO__WEBHOOK_SECRET: expected at least 16") as caught:
         load(tmp_path).webhook_secret()
     assert value not in str(caught.value)
+
+
+READ: dict[tuple[str, str], Callable[[Settings], object]] = {
+    ("labelstudio", "token_file"): Settings.labelstudio_token,
+    ("labelstudio", "webhook_secret_file"): Settings.webhook_secret,
+    ("serve", "token_file"): bearer_token,
+    ("ml_backend", "password_file"): login,
+}
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])  # empty, and for all to read
+@pytest.mark.parametrize(("section", "key"), READ)
+def test_what_is_wrong_with_a_secret_file_names_the_setting(tmp_path: Path, section: str, key: str, mode: int) -> None:
+    settings = load(tmp_path, f'[{section}]\n{key} = "secret"\n')
+    write_secret(tmp_path / "secret", "")
+    (tmp_path / "secret").chmod(mode)
+    with pytest.raises(ConfigError, match=rf"^\[{section}\] {key}: secret file {tmp_path}/secret "):
+        READ[section, key](settings)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
@@ -222,3 +223,21 @@ def test_a_file_that_is_no_text_is_not_valid(tmp_path: Path) -> None:
     (tmp_path / "activeseg.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_settings(tmp_path / "activeseg.toml")
+
+
+def _words(kind: Any) -> list[str]:
+    """The texts a setting takes where it takes only some."""
+    found = [word for word in get_args(kind) if isinstance(word, str)] if get_origin(kind) is Literal else []
+    return found + [word for part in get_args(kind) if not isinstance(part, str) for word in _words(part)]
+
+
+def test_the_description_of_a_setting_lists_the_words_it_takes() -> None:
+    missing = [
+        (name, key, word)
+        for name, section in Settings.model_fields.items()
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section)
+        for key, field in section.annotation.model_fields.items()
+        for word in _words(field.annotation)
+        if word not in re.findall(r"[\w-]+", field.description or "")
+    ]
+    assert missing == []

@@ -42,6 +42,12 @@ def test_a_class_may_be_called_ignore() -> None:
     assert parse_classes(label_set.to_text()) == label_set
 
 
+@pytest.mark.parametrize("line", ["ignore #000000", "Ignore", "void ignore #000000"])
+def test_a_mark_that_would_be_a_class_to_train_is_refused_with_the_line_that_was_meant(line: str) -> None:
+    with pytest.raises(ConfigError, match=r"line 3: .* write 'void #000000 ignore'"):
+        parse_classes(f"sky\nroad #808080\n{line}\n")
+
+
 @pytest.mark.parametrize("line", ["sky #fff", "sky #80808", "# a comment", "sky#808080", "sky #808080 ignored"])
 def test_a_mistyped_mark_is_an_error_and_no_part_of_the_name(line: str) -> None:
     with pytest.raises(ConfigError, match="line 3: expected 'name #rrggbb"):
@@ -210,3 +216,13 @@ def test_a_single_class_is_enough_where_classes_overlap():
     assert LabelSet(("crack",), ((9, 9, 9),), overlap=True).num_classes == 1
     with pytest.raises(ConfigError, match="expected 2"):
         LabelSet(("crack",), ((9, 9, 9),))
+
+
+def test_a_mask_without_a_labelled_pixel_is_refused_but_where_classes_overlap() -> None:
+    exclusive, overlapping = parse_classes("a\nb\n"), parse_classes("a\nb\n", overlap=True)
+    blank = np.full((3, 4), UNLABELED, np.uint8)
+    with pytest.raises(MaskError, match="no pixel has a class"):
+        exclusive.require_labelled(blank)
+    blank[1, 2] = 1
+    exclusive.require_labelled(blank)
+    overlapping.require_labelled(np.zeros((2, 3, 4), np.bool_))

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
 from activeseg.db import migrate
 from activeseg.db.database import SCHEMA_REVISION, Database
-from activeseg.db.models import Model, Query, QueryStatus, Task, TaskStatus
-from activeseg.db.views import VIEWS
+from activeseg.db.models import Model, Query, QueryStatus, Score, Task, TaskStatus
+from activeseg.db.views import POSTGRESQL_VIEWS, VIEWS
 from activeseg.errors import ConfigError, SchemaError
 from tests.db.rows import Rows
 
@@ -88,9 +91,10 @@ def test_a_downgrade_ends_what_annotators_agreed_on_and_keeps_what_they_drew(dat
 
 def test_a_downgrade_is_refused_while_an_open_task_shows_its_image_shrunk(database: Database, rows: Rows) -> None:
     _, query = corner_rows(rows, shown=(24, 32))
+    migrate.downgrade(database, "0002")
     with pytest.raises(SchemaError, match=r"1 open tasks show their image shrunk.*have them answered, or delete them in Label"):
         migrate.downgrade(database, "0001")
-    assert (database.revision(), names(database)[1]) == (SCHEMA_REVISION, set(VIEWS))
+    assert (database.revision(), names(database)[1]) == ("0002", set(VIEWS))
     with database.write() as session:
         assert session.scalar(sa.text("SELECT count(*) FROM annotations WHERE status = 'deleted'")) == 0
         session.get_one(Query, query).status = QueryStatus.ANNOTATED
@@ -109,6 +113,36 @@ def test_an_upgrade_keeps_the_rows_of_each_earlier_schema(database: Database, ro
         with database.read() as session:
             assert session.execute(sa.text("SELECT * FROM annotations")).mappings().one() == before
             assert session.scalar(sa.text("SELECT annotation_id FROM current_annotations")) == annotation
+
+
+def test_scores_keep_their_grid_and_runs_their_figures_through_the_earlier_schema(database: Database, rows: Rows) -> None:
+    config = rows.config(rows.checkpoint())
+    rows.run(config, images_done=3, images_per_second=4.5)
+    # Zero, the smallest and nearly the largest number of four bytes, one of seven digits, no cell at all.
+    grids = {rows.image(): grid for grid in ([0.0, 1.5, 2.0**-149, 3.3e38], [98765.43] * 64, [])}
+    for image, grid in grids.items():
+        with database.write() as session:
+            session.add(rows.score_row(config, image, grid=grid))
+    before = figures(database, config)
+    assert [row.grid for row in before] == [np.float32(grid).tolist() for grid in grids.values()]
+    migrate.downgrade(database, "0002")
+    with database.read() as session:
+        texts = session.execute(sa.text("SELECT grid FROM scores ORDER BY image_id")).scalars().all()
+    decoded = [json.loads(text) if isinstance(text, str) else text for text in texts]
+    assert decoded == [row.grid for row in before]
+    migrate.upgrade(database)
+    assert figures(database, config) == before
+    with database.read() as session:
+        columns = "images_done, images_per_second, compiled_images, compile_seconds"
+        last = session.execute(sa.text(f"SELECT {columns} FROM scoring_throughput ORDER BY scoring_run_id DESC")).first()
+    assert last == (3, 4.5, 0, None)
+
+
+def figures(database: Database, config: int) -> list[Any]:
+    """Scores as the models read them."""
+    with database.read() as session:
+        columns = (Score.image_id, Score.entropy_sum, Score.scored_at, Score.grid)
+        return list(session.execute(sa.select(*columns).where(Score.scoring_config_id == config).order_by(Score.image_id)))
 
 
 def test_tables_equal_the_models(database: Database) -> None:
@@ -151,10 +185,11 @@ def load(path: str) -> ModuleType:
 
 
 def test_views_in_the_program_are_those_the_migrations_create() -> None:
-    created: dict[str, str] = {}
+    created: dict[str, dict[str, str]] = {"VIEWS": {}, "POSTGRESQL_VIEWS": {}}
     for script in reversed(list(scripts().walk_revisions())):
-        created |= getattr(load(script.path), "VIEWS", {})
-    assert created == VIEWS
+        for name, texts in created.items():
+            texts |= getattr(load(script.path), name, {})
+    assert created == {"VIEWS": VIEWS, "POSTGRESQL_VIEWS": POSTGRESQL_VIEWS}
 
 
 def test_an_empty_database_is_refused_with_the_command(tmp_path: Path) -> None:

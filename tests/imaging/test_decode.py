@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from activeseg.errors import ImageError
-from activeseg.imaging.decode import ImageInfo, decode_image, decoding_errors, probe, resize_short_side
+from activeseg.imaging.decode import ImageInfo, decode_image, decode_input, decoding_errors, probe, resize_short_side
+from activeseg.records import InputPolicy
 from tests.imaging.corpus import ORIENTATIONS, Case, bad_cases, encode, exif, good_cases, png, scene, stored_for, write_corpus
 
 # Pillow warns of odd metadata; whether the pixels are right is asserted here.
@@ -189,3 +191,52 @@ def triangle_weights(source: int, target: int) -> np.ndarray:
     distance = np.abs(np.arange(source)[None] + 0.5 - centers[:, None]) / scale
     weights = np.clip(1 - distance, 0, None)
     return weights / weights.sum(1, keepdims=True)
+
+
+def encoded(image: np.ndarray, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth, with edges."""
+    rows, columns = np.mgrid[:height, :width]
+    waves = 120 + 60 * np.sin(rows / 17) + 50 * np.cos(columns / 23)
+    colours = np.stack([waves, np.roll(waves, 9, 1), np.where(columns > width // 2, 200, waves)], axis=2)
+    return colours.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(400, 600), (401, 601), (600, 401), (1001, 1000)])
+def test_a_reduced_jpeg_has_the_size_and_nearly_the_pixels_of_a_whole_one(size: tuple[int, int]) -> None:
+    data = encoded(photograph(*size), quality=95)
+    whole = decode_input(data, InputPolicy(100), max_pixels=LIMIT)
+    reduced = decode_input(data, InputPolicy(100, reduced=True), max_pixels=LIMIT)
+    assert whole.size == reduced.size == size
+    assert whole.pixels.shape == reduced.pixels.shape
+    assert np.abs(whole.pixels.astype(int) - reduced.pixels).mean() < 2
+    assert (whole.pixels != reduced.pixels).any()
+
+
+def test_what_is_not_twice_as_large_or_no_jpeg_is_decoded_whole() -> None:
+    image = photograph(190, 300)
+    for data in (encoded(image), encoded(photograph(400, 600), "PNG")):
+        whole, reduced = (decode_input(data, InputPolicy(100, reduced=flag), max_pixels=LIMIT) for flag in (False, True))
+        np.testing.assert_array_equal(whole.pixels, reduced.pixels)
+        np.testing.assert_array_equal(whole.pixels, resize_short_side(decode_image(data, max_pixels=LIMIT), 100))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_stands_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(400, 401), exif=exif)
+    reduced = decode_input(data, InputPolicy(50, reduced=True), max_pixels=LIMIT)
+    whole = decode_image(data, max_pixels=LIMIT)
+    assert reduced.size == whole.shape[:2]
+    assert np.abs(resize_short_side(whole, 50).astype(int) - reduced.pixels).mean() < 4
+
+
+def test_the_pixel_limit_counts_the_whole_image_also_where_less_is_decoded() -> None:
+    with pytest.raises(ImageError, match="max_pixels"):
+        decode_input(encoded(photograph(400, 600)), InputPolicy(50, reduced=True), max_pixels=100_000)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import httpx
 import pytest
@@ -68,11 +71,14 @@ def config_of(*names: str, kind: MaskKind = "brush") -> str:
     return labeling_config(LabelSet(names, LABELS.colors), mask_kind=kind)
 
 
-def projects_page(request: httpx.Request, projects: list[dict[str, object]]) -> httpx.Response:
-    """Label Studio answers 404 past the last page; the SDK asks until it does."""
-    if request.url.params.get("page", "1") != "1":
+def projects_page(request: httpx.Request, projects: list[dict[str, object]], size: int = 100) -> httpx.Response:
+    """As Label Studio answers, with pages of at most `size`: past the last one, 404 (and a traceback in its log)."""
+    number = int(request.url.params.get("page", "1"))
+    start, end = (number - 1) * size, number * size
+    if number > 1 and start >= len(projects):
         return httpx.Response(404, json={"detail": "Invalid page."})
-    return httpx.Response(200, json={"count": len(projects), "next": None, "previous": None, "results": projects})
+    further = f"{URL}/api/projects/?page={number + 1}" if end < len(projects) else None
+    return httpx.Response(200, json={"count": len(projects), "next": further, "previous": None, "results": projects[start:end]})
 
 
 LOST = [
@@ -136,6 +142,75 @@ def test_making_a_project_is_never_repeated_by_the_sdk_either(answer):
     with pytest.raises(LabelStudioDoubt, match="may or may not"):
         server.client().ensure_project("title", LABELS, "brush")
     assert [call.method for call in server.calls].count("POST") == 1
+
+
+class Hasty(BaseHTTPRequestHandler):
+    """A server that keeps connections, and ends an idle one just when a POST goes out on it: nothing of it is carried out."""
+
+    protocol_version = "HTTP/1.1"
+    used = False
+
+    def do_GET(self) -> None:
+        project = {"id": 4, "title": "ours", "label_config": config_of("sky", "road"), "created_at": "2026-01-02T03:04:05Z"}
+        page = {"count": 0, "next": None, "previous": None, "results": []}
+        files = [{"id": 5, "file": "a.png"}]
+        ends = {"/file-uploads": files, "/projects/": page, "/projects/4/": project, "/tasks/": {"tasks": [], "total": 0}}
+        self._answer(next((body for end, body in ends.items() if self.path.split("?")[0].endswith(end)), {}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.used:
+            self.close_connection = True
+        else:
+            self._answer({"id": 4, "title": "ours", "task_ids": [5], "file_upload_ids": [5], "access": "new"})
+
+    def _answer(self, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.used = True
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hasty() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hasty) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+CREATING: list[Callable[[LabelStudioClient], object]] = [
+    lambda client: client.import_tasks(4, [{"data": {}}]),
+    lambda client: client.upload_files(4, [("a.png", b"x")]),
+    lambda client: client.ensure_project("ours", LABELS, "brush"),
+    lambda client: client.delete_tasks(4, [5]),
+]
+
+
+@pytest.mark.parametrize("token", [PERSONAL, LEGACY], ids=["personal", "legacy"])
+@pytest.mark.parametrize("create", CREATING, ids=["tasks", "files", "project", "removal"])
+def test_an_idle_connection_that_ends_as_a_creating_call_goes_out_makes_no_doubt(create, hasty, token):
+    with LabelStudioClient(hasty, token, retry_delays=()) as client:
+        client.task_ids(4)
+        create(client)
+        client.task_ids(4)
+        create(client)
+
+
+def test_all_projects_are_found_and_no_page_is_asked_for_behind_the_last():
+    projects = [{"id": n, "title": "other", "created_at": "2026-01-02T03:04:05Z"} for n in range(1, 8)]
+    server = Server(lambda request: projects_page(request, projects, size=3))
+    assert sorted(server.client().project_births()) == list(range(1, 8))
+    pages = [call.url.params["page"] for call in server.calls if call.url.path == "/api/projects/"]
+    assert pages == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(

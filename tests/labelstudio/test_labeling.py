@@ -8,6 +8,7 @@ from label_studio_sdk.label_interface import LabelInterface
 from activeseg.core.labels import LabelSet
 from activeseg.errors import LabelStudioError
 from activeseg.labelstudio.labeling import (
+    classes_unlike,
     config_entropy_map,
     config_labels,
     config_mask_kind,
@@ -83,3 +84,16 @@ def test_where_a_screen_has_the_map_is_read_back_and_a_screen_changed_by_hand_is
     assert ("$entropy" in xml) is (entropy_map != "none")
     assert config_labels(xml) == list(NAMES)
     assert list(LabelInterface(xml).get_control("label").labels) == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "told"),
+    [
+        (["sky", "car"], "missing there: bus; only there: car"),
+        (["sky"], "missing there: bus"),
+        (["bus", "sky"], "the same classes in another order"),
+        ([], "missing there: sky, bus"),
+    ],
+)
+def test_which_classes_of_a_project_differ_is_said_in_words(theirs, told):
+    assert classes_unlike(theirs, ("sky", "bus")) == told

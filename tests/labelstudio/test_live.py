@@ -123,13 +123,16 @@ def test_whatever_a_person_does_is_seen(board, person, random_mask):
     project, client = used.project.id, used.client
     submitted, skipped, edited, deleted, drafted, left = used.push(*(random_mask(8, 8, seed) for seed in range(6)))
     assert client.changed_tasks(project, datetime.now(UTC) + timedelta(hours=1)) == []
-    before = {stamp.id: stamp.updated_at for stamp in client.changed_tasks(project, None)}
-    since = max(before.values())
+    first_seen = client.changed_tasks(project, None)
+    assert all(stamp.untouched for stamp in first_seen)
+    since = max(stamp.updated_at for stamp in first_seen)
+    touched: dict[int, bool] = {}
 
     def changed() -> set[int]:
         nonlocal since
         stamps = client.changed_tasks(project, since)
         assert stamps == sorted(stamps, key=lambda stamp: stamp.updated_at)
+        touched.update({stamp.id: not stamp.untouched for stamp in stamps})
         since = max((stamp.updated_at for stamp in stamps), default=since)
         return {stamp.id for stamp in stamps}
 
@@ -139,6 +142,7 @@ def test_whatever_a_person_does_is_seen(board, person, random_mask):
     gone = submit(person, project, deleted, [])
     person.call("POST", f"/api/tasks/{drafted}/drafts", {"result": [], "lead_time": 1.0}, project=project)
     assert changed() == {submitted, skipped, edited, deleted}
+    assert touched == dict.fromkeys([submitted, skipped, edited, deleted], True)
     assert client.untouched_tasks(project) == [left]
 
     mask = random_mask(8, 8, 99)

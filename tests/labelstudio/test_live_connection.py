@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -76,7 +77,11 @@ def test_every_class_goes_there_and_back_and_nothing_is_left_behind(
 
 
 def test_other_classes_are_told_one_by_one(connect: Callable[..., Any]) -> None:
-    connect("sky\nroad\ncar\n", file="classes.txt")
+    workspace, checks = connect("sky\nroad\ncar\n", file="classes.txt")
+    assert "was made, with 3 classes" in checks["project"].message
+    assert re.search(rf": {workspace.settings.labelstudio.url}/projects/\d+/data$", checks["project"].message)
+    _, again = connect("sky\nroad\ncar\n", file="classes.txt")
+    assert again["project"].message == checks["project"].message.replace("was made, with", "was there, with these")
     for classes, difference in [
         ("sky\nroad\nbus\n", "(missing there: bus; only there: car)"),
         ("road\nsky\ncar\n", "(the same classes in another order)"),

@@ -74,7 +74,7 @@ def test_the_next_request_is_made_while_one_is_under_way_and_no_more(workspace: 
             yield body
 
     in_time: list[bool] = []
-    client = Listens(wait=lambda: None if client.requests else in_time.append(first_two.wait(10)))
+    client = Listens(wait=lambda: None if client.requests else in_time.append(first_two.wait(60)))
     project = open_project(workspace, client)
     seen: list[int] = []
     assert send_tasks(workspace, client, project, watched(), on_sent=lambda sent: seen.append(len(made))) == 12

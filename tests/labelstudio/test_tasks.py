@@ -23,7 +23,7 @@ def test_without_a_model_there_is_no_prediction_and_the_plain_image_stands_besid
     task = task_payload("k1", "/i.png", order=0, sha256="ab")
     assert "predictions" not in task
     assert task["data"]["entropy"] == ["/i.png"]
-    assert "draw every class" in task["data"]["doubt"]
+    assert task["data"]["doubt"] == "Draw every class that is missing; where something is drawn already, correct it."
 
 
 def test_a_rough_outline_is_called_one_whatever_is_doubtful():
@@ -35,7 +35,7 @@ def test_a_rough_outline_is_called_one_whatever_is_doubtful():
 @pytest.mark.parametrize("model", [{}, {"model_version": "graphcut", "score": 0.5, "rough": True}])
 def test_a_task_keeps_a_text_that_is_true_of_a_champions_mask_too(model):
     text = task_payload("k1", "/i.png", order=0, sha256="ab", **model)["data"]["doubt"]
-    assert text.endswith("draw every class that is missing.")
+    assert "draw every class that is missing" in text.lower()
     assert not any(claim in text for claim in ("No prediction", "was outlined", "One object", "every other class"))
 
 
@@ -43,7 +43,8 @@ def test_a_task_keeps_a_text_that_is_true_of_a_champions_mask_too(model):
 def test_where_classes_overlap_the_text_says_what_an_undrawn_one_means(rough):
     model = {"model_version": "graphcut", "score": 0.5, "rough": True} if rough else {}
     text = task_payload("k1", "/i.png", order=0, sha256="ab", overlap=True, **model)["data"]["doubt"]
-    assert text.endswith("draw every class that is missing. Everything you leave undrawn counts as absent.")
+    assert "draw every class that is missing" in text.lower()
+    assert text.endswith(". Everything you leave undrawn counts as absent.")
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, 7, float("nan"), float("inf")])

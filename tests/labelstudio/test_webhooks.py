@@ -309,7 +309,7 @@ def told(doctor: CommandLine) -> str:
 
 def wait_for_requests(workspace: Workspace) -> list[RequestRow]:
     """The server answered the person, then our receiver wrote the row: a moment may pass."""
-    for _ in range(100):
+    for _ in range(600):
         with workspace.database.read() as session:
             found = list(session.scalars(sa.select(RequestRow).where(RequestRow.kind == requests.PULL)))
         if found:

@@ -58,7 +58,7 @@ def proxy(server_url: str, fault: Callable[[bytes], Fault | None]) -> Iterator[s
             if staged == "answers 504 after the commit":
                 self.request.sendall(AFTER)
             elif staged is None:
-                self.request.sendall(answer)
+                self.request.sendall(_closing(answer))
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -93,7 +93,8 @@ def _request(connection: socket.socket) -> tuple[bytes, bytes]:
     return b"", b""
 
 
-def _closing(head: bytes) -> bytes:
-    """The same head, asking for one answer and the end of the connection."""
-    lines = [line for line in head[:-4].split(b"\r\n") if not line.lower().startswith(b"connection:")]
-    return b"\r\n".join([*lines, b"Connection: close", b"", b""])
+def _closing(message: bytes) -> bytes:
+    """The same request or answer, saying that the connection ends with it: nobody may send another one on it."""
+    head, _, body = message.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([*lines, b"Connection: close", b"", body])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,8 @@ from activeseg.reconciliation import reconcile
 from activeseg.workspace import open_workspace
 from tests.canonical import canonical_dump, differences
 from tests.factories import CLASSES, MODEL, TRAINING, write_balls
-from tests.loop.worker import advance, advance_with_label_studio, answer
-
-# Processes forked from one that has torch imported but never used: a start costs milliseconds instead of seconds.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "label_studio_sdk.client", "activeseg.loop", "tests.loop.worker"])
+from tests.forked import exit_status
+from tests.loop.worker import advance, advance_and_copy, advance_with_label_studio, answer
 
 TABLES = {
     "pool": {"images": "pool"},
@@ -51,19 +46,15 @@ def site(tmp_path: Path, migrated_sqlite: Path) -> Path:
 
 
 def _work(config: Path, commits: int | None) -> int:
-    return _run(advance, config, commits)
-
-
-def _run(work: Callable[..., None], *arguments: object) -> int:
-    process = CONTEXT.Process(target=work, args=arguments)
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, "the worker hangs"
-    return process.exitcode
+    return exit_status(advance, config, commits)
 
 
 def _dump(config: Path) -> dict[str, list[str]]:
-    database = Database(f"sqlite:///{config.parent / 'activeseg.db'}")
+    return _dump_of(config.parent)
+
+
+def _dump_of(folder: Path) -> dict[str, list[str]]:
+    database = Database(f"sqlite:///{folder / 'activeseg.db'}")
     try:
         return canonical_dump(database)
     finally:
@@ -76,27 +67,30 @@ def _set_back(config: Path, saved: Path) -> None:
     shutil.copytree(saved, config.parent)
 
 
-def _kill_after_every_commit(config: Path, saved: Path) -> int:
-    """Kill the loop at each of its commits in turn, let it go on, compare; returns how many kills there were."""
-    shutil.copytree(config.parent, saved)
-    assert _work(config, None) == 0
+def _go_on_from_every_commit(config: Path, copies: Path) -> int:
+    """Let the loop go on from what a kill after each of its commits leaves, and compare; returns how many there were."""
+    before = copies / "before"
+    shutil.copytree(config.parent, before)
+    assert exit_status(advance_and_copy, config, copies / "after") == 0
     expected = _dump(config)
-    for commits in range(1, 100):
-        _set_back(config, saved)
-        if _work(config, commits) != -signal.SIGKILL:
-            return commits - 1
+    left = sorted((copies / "after").iterdir())
+    _set_back(config, before)
+    assert _work(config, len(left) // 2) == -signal.SIGKILL
+    assert differences(_dump(config), _dump_of(left[len(left) // 2 - 1])) == {}, "a copy is what a kill leaves"
+    for commits, folder in enumerate(left, 1):
+        _set_back(config, folder)
         assert _work(config, None) == 0, f"the run after a kill at commit {commits} failed"
         assert differences(expected, _dump(config)) == {}, f"killed after commit {commits}"
-    raise AssertionError("a call of the loop should need fewer than 100 commits here")
+    return len(left)
 
 
 @pytest.mark.slow
 def test_a_round_killed_after_any_commit_goes_on_and_ends_the_same(site: Path, tmp_path: Path) -> None:
     # The first call registers the pool and asks for the bootstrap round; the second splits, trains, promotes, scores,
     # ranks and asks again.
-    assert _kill_after_every_commit(site, tmp_path / "first") >= 4
+    assert _go_on_from_every_commit(site, tmp_path / "first") >= 4
     answer(site)
-    assert _kill_after_every_commit(site, tmp_path / "second") >= 12
+    assert _go_on_from_every_commit(site, tmp_path / "second") >= 12
     final = _dump(site)
     assert {name: len(final[name]) for name in ("training_runs", "promotions", "checkpoints", "rounds")} == {
         "training_runs": 1,
@@ -135,10 +129,10 @@ def test_a_push_killed_anywhere_sends_every_task_exactly_once(
         section = with_label_studio | {"project": f"{with_label_studio['project']} kill {kill}"}
         text = "".join(f"{key} = {toml_value(value)}\n" for key, value in section.items())
         site.write_text(site.read_text(encoding="utf-8") + "\n[labelstudio]\n" + text, encoding="utf-8")
-        killed = _run(advance_with_label_studio, site, kill or None, kill == 0) == -signal.SIGKILL
+        killed = exit_status(advance_with_label_studio, site, kill or None, kill == 0) == -signal.SIGKILL
         if kill % 2:  # whether somebody looks before the next push makes no difference
             _reconcile(site, f"kill {kill}")
-        assert _run(advance_with_label_studio, site, None, False) == 0, f"the run after kill {kill} failed"
+        assert exit_status(advance_with_label_studio, site, None, False) == 0, f"the run after kill {kill} failed"
         _check_tasks(site, f"kill {kill}")
         if not killed:
             break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -30,19 +30,21 @@ from activeseg.db.models import (
 from activeseg.demo.annotator import Browser
 from activeseg.errors import LabelStudioError, LeaseError
 from activeseg.labelstudio.client import LabelStudioClient
+from activeseg.labelstudio.regions import mask_to_result
 from activeseg.labelstudio.registration import open_client, open_project
 from activeseg.labelstudio.server import RunningServer, start_server
 from activeseg.loop import advance_round
 from activeseg.reconciliation import reconcile
 from activeseg.stages.pull import pull_annotations
 from activeseg.workspace import Workspace
+from tests.factories import CLASSES
+from tests.forked import CONTEXT
 from tests.loop.proxy import Fault, creates_tasks, proxy
 from tests.loop.worker import push_and_stop
 
 pytestmark = [pytest.mark.labelstudio, pytest.mark.slow]
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "label_studio_sdk.client", "activeseg.loop", "tests.loop.worker"])
+SKY = mask_to_result(np.zeros((48, 64), np.uint8), CLASSES, kind="brush")
 SELECTION = {"bootstrap_size": 6, "query_size": 4, "refill_below": 1}
 
 
@@ -163,7 +165,7 @@ def stopped(
             rows = tasks_of(workspace)
             assert len(client.task_ids(project.external_project_id)) == len(rows) == 6
             _signal(first.pid, "CONT")
-            first.join(120)
+            first.join(300)
             doubles = client.find_tasks(project.external_project_id, [row.key for row in rows])
     finally:
         first.kill()
@@ -181,7 +183,7 @@ def test_a_process_stopped_across_a_takeover_makes_tasks_twice_and_nobodys_work_
     )
 
     def submit(task: int, **extra: Any) -> None:
-        person.call("POST", f"/api/tasks/{task}/annotations/", {"result": [], "lead_time": 30.0, **extra}, project=project)
+        person.call("POST", f"/api/tasks/{task}/annotations/", {"result": SKY, "lead_time": 30.0, **extra}, project=project)
 
     submit(on_ours[1])
     submit(on_other[2])
@@ -244,7 +246,7 @@ def _takeover(workspace: Workspace) -> Any:
 
 
 def _wait(condition: Callable[[], bool], message: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, message
         time.sleep(0.05)
@@ -271,7 +273,7 @@ def test_a_rebuilt_server_that_starts_again_at_task_one_is_taken_for_nothing_it_
         project = open_project(workspace, client)
         first, *_ = old = tasks_of(workspace)
         person.call(
-            "POST", f"/api/tasks/{first.external_task_id}/annotations/", {"result": []}, project=project.external_project_id
+            "POST", f"/api/tasks/{first.external_task_id}/annotations/", {"result": SKY}, project=project.external_project_id
         )
         pull_annotations(workspace, client)
 
@@ -281,11 +283,11 @@ def test_a_rebuilt_server_that_starts_again_at_task_one_is_taken_for_nothing_it_
             filler = [{"data": {"image": "x", "entropy": ["x"], "doubt": "", "key": f"other {n}"}} for n in range(2)]
             numbers = stranger.import_tasks(same.id, filler)
             visitor = Browser(rebuilt.url, rebuilt.token())
-            visitor.call("POST", f"/api/tasks/{numbers[0]}/annotations/", {"result": []}, project=same.id)
+            visitor.call("POST", f"/api/tasks/{numbers[0]}/annotations/", {"result": SKY}, project=same.id)
             # The very numbers, the very keys: a copy of the old tasks by hand, with work on it.
             copies = [{"data": filler[0]["data"] | {"key": row.key, "sha256": "0" * 64}} for row in old]
             for number in stranger.import_tasks(same.id, copies):
-                visitor.call("POST", f"/api/tasks/{number}/annotations/", {"result": []}, project=same.id)
+                visitor.call("POST", f"/api/tasks/{number}/annotations/", {"result": SKY}, project=same.id)
         section = with_label_studio | {"url": rebuilt.url, "token_file": str(tmp_path / "rebuilt-token")}
         (tmp_path / "rebuilt-token").write_text(rebuilt.token(), encoding="utf-8")
         (tmp_path / "rebuilt-token").chmod(0o600)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import signal
 from collections import Counter
@@ -29,6 +28,7 @@ from activeseg.stages.pull import pull_annotations
 from activeseg.workspace import Workspace
 from tests.canonical import canonical_dump, differences
 from tests.factories import CLASSES
+from tests.forked import exit_status
 from tests.loop.pull_worker import pull_in_blocks
 from tests.memory_label_studio import push
 from tests.stages.pulling import halves, plain
@@ -37,9 +37,6 @@ pytestmark = [pytest.mark.labelstudio, pytest.mark.slow]
 
 SELECTION = {"bootstrap_size": 5, "query_size": 5, "refill_below": 1, "control_share": 0.0}
 VALID = AnnotationStatus.VALID
-# Forked from a process that has imported it all: a start costs milliseconds instead of seconds.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "label_studio_sdk.client", "activeseg.loop", "tests.loop.pull_worker"])
 
 
 def result(mask: Mask) -> list[dict[str, Any]]:
@@ -212,30 +209,25 @@ def test_a_pull_killed_anywhere_ends_as_if_nothing_had_happened(
     lines = [f"[{name}]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in table.items()) for name, table in tables.items()]
     config.write_text("\n".join(lines), encoding="utf-8")
     shutil.copytree(site, saved)
-    assert run(config) == 0
+    assert exit_status(pull_in_blocks, config, tmp_path / "copies") == 0
     expected = dump(site)
     assert len(expected["annotations"]) == 5 + 2 + 2
-    kills = {"commits": 0, "masks": 0}
-    for kind in kills:
-        while True:
-            shutil.rmtree(site)
-            shutil.copytree(saved, site)
-            if run(config, **{kind: kills[kind] + 1}) != -signal.SIGKILL:
-                break
-            kills[kind] += 1
-            assert run(config) == 0, f"the pull after a kill at {kind} {kills[kind]} failed"
-            assert differences(expected, dump(site)) == {}, f"killed at {kind} {kills[kind]}"
-    assert kills["commits"] >= 4
-    assert kills["masks"] == 9
+    left = sorted((tmp_path / "copies").iterdir())
+    assert len(left) >= 4 + 9, "a copy after every commit, and one for every mask"
+    for folder in left:
+        put_back(folder, site)
+        assert exit_status(pull_in_blocks, config) == 0, f"the pull after a kill at {folder.name} failed"
+        assert differences(expected, dump(site)) == {}, f"killed at {folder.name}"
+    put_back(saved, site)
+    assert exit_status(pull_in_blocks, config, kill=2) == -signal.SIGKILL
+    assert exit_status(pull_in_blocks, config) == 0
+    assert differences(expected, dump(site)) == {}, "killed indeed"
 
 
-def run(config: Path, **kill: int) -> int:
-    """A pull in blocks of two tasks, in a process of its own; its exit status."""
-    process = CONTEXT.Process(target=pull_in_blocks, args=(config, 2), kwargs=kill)
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, "the worker hangs"
-    return process.exitcode
+def put_back(folder: Path, site: Path) -> None:
+    """The site as it was when it was copied; its path stays, because rows name files by it."""
+    shutil.rmtree(site)
+    shutil.copytree(folder, site)
 
 
 def dump(site: Path) -> dict[str, list[str]]:

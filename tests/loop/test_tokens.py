@@ -87,7 +87,9 @@ def test_an_access_token_that_runs_out_in_the_middle_is_renewed_and_nothing_is_s
     make_sqlite_workspace: Callable[..., Workspace], with_label_studio: dict[str, Any], labelstudio_server: RunningServer
 ) -> None:
     # So small that every task is a request of its own.
-    workspace = make_sqlite_workspace(pool=8, selection=SELECTION, labelstudio=with_label_studio | {"batch_mb": 1e-4})
+    workspace = make_sqlite_workspace(
+        pool=8, selection=SELECTION, labelstudio=with_label_studio | {"batch_mb": 1e-4, "uncovered": "sky"}
+    )
     environment = (labelstudio_server.data_dir / "app" / ".env").read_text(encoding="utf-8")
     transport = RunsOut(environment.strip().partition("SECRET_KEY=")[2])
     token = workspace.settings.labelstudio_token().get_secret_value()
@@ -116,7 +118,7 @@ def test_a_legacy_token_carries_a_round_there_and_back_and_is_refused_once_it_is
 ) -> None:
     write_secret(tmp_path / "legacy", legacy_token)
     section = with_label_studio | {"token_file": str(tmp_path / "legacy")}
-    workspace = make_sqlite_workspace(pool=8, selection=SELECTION, labelstudio=section)
+    workspace = make_sqlite_workspace(pool=8, selection=SELECTION, labelstudio=section | {"uncovered": "sky"})
     with open_client(workspace.settings) as client:
         assert client.token_kind == "legacy"
         push_annotate_pull(workspace, client, labelstudio_server)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,49 @@ def die_after(database: Database, commits: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sa.event.listen(database.engine, "commit", count)
+
+
+class Copies:
+    """Copies of a folder as a kill would leave it: numbered folders below `into`, made while the process goes on."""
+
+    def __init__(self, folder: Path, into: Path) -> None:
+        self.folder, self.into, self.made = folder, into, 0
+        self.lock = threading.Lock()
+
+    def make(self) -> None:
+        """Copy the folder as it is now."""
+        with self.lock:
+            self.made += 1
+            shutil.copytree(self.folder, self.into / f"{self.made:03d}", copy_function=_copy)
+
+    def after_every_commit(self, database: Database) -> None:
+        """Copy it the moment a writing transaction is committed, from now on."""
+        import sqlalchemy as sa
+
+        def copy(connection: sa.Connection) -> None:
+            if connection.get_execution_options().get("activeseg_begin") == "IMMEDIATE":
+                # The commit event comes before the commit itself; SQLAlchemy then commits a transaction without content.
+                driver = connection.connection.driver_connection
+                driver.execute("COMMIT")
+                self.make()
+                driver.execute("BEGIN")
+
+        sa.event.listen(database.engine, "commit", copy)
+
+
+def _copy(source: str, target: str) -> None:
+    with suppress(FileNotFoundError):  # another thread has just given it its name, or thrown it away
+        shutil.copy2(source, target)
+
+
+def advance_and_copy(config: Path, into: Path) -> None:
+    """One call of the loop, without Label Studio, and a copy of its folder after every commit."""
+    import torch
+
+    torch.set_num_threads(1)
+    with open_workspace(load_settings(config)) as workspace:
+        Copies(config.parent, into).after_every_commit(workspace.database)
+        advance_round(workspace, None)
 
 
 def advance(config: Path, commits: int | None) -> None:

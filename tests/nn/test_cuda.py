@@ -8,6 +8,7 @@ from activeseg.nn.checkpoint import checkpoint_bytes, load_checkpoint
 from activeseg.nn.evaluate import evaluate
 from activeseg.nn.fit import fit
 from activeseg.nn.infer import predict_masks, score_images
+from activeseg.nn.pace import Pace
 from activeseg.records import ImageRef
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -40,3 +41,18 @@ def test_a_network_that_was_scored_with_still_trains(make_segmenter, scenes, rec
     loaded = load_checkpoint(checkpoint_bytes(segmenter), model_version="m2", device="cpu")
     on_gpu = evaluate(segmenter, scenes, device=CUDA, precision="float32").metrics.pixel_accuracy
     assert evaluate(loaded, scenes, device=torch.device("cpu")).metrics.pixel_accuracy == pytest.approx(on_gpu, abs=0.01)
+
+
+def test_a_gpu_finds_its_batch_size_and_compiled_scores_are_the_same(make_segmenter, tmp_path) -> None:
+    segmenter = make_segmenter()
+    images = [ImageRef(number, "", "") for number in range(40)]
+    scores, paces = {}, {mode: Pace() for mode in ("never", "always")}
+    for mode, pace in paces.items():
+        found = score_images(
+            segmenter, images, read, device=CUDA, precision="float32", batch_size=0, compile=mode, cache=tmp_path, pace=pace
+        )
+        scores[mode] = [one.entropy_sum for one in found]
+    assert len(scores["never"]) == len(images)
+    assert scores["always"] == pytest.approx(scores["never"], rel=1e-4)
+    assert paces["always"].compiled_images or paces["always"].not_compiled
+    assert all(1 <= pace.batch_size <= 256 for pace in paces.values())

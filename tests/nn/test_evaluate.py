@@ -9,10 +9,10 @@ from PIL import Image
 from scipy import special
 
 from activeseg.core.labels import LabelSet
+from activeseg.nn.batches import Loaded, batches_by_size
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import LabeledImage
 from activeseg.nn.evaluate import evaluate
-from activeseg.nn.infer import Loaded, batches_by_size
 from activeseg.nn.prefetch import map_ahead
 
 CPU = torch.device("cpu")

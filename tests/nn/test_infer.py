@@ -8,9 +8,13 @@ import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
 
-from activeseg.errors import ImageError, NonFiniteScoreError
-from activeseg.nn import infer
+from activeseg.core.entropy import reduce_logits
+from activeseg.errors import DeviceMemoryError, ImageError, NonFiniteScoreError
+from activeseg.imaging.decode import Decoded, resize_short_side
+from activeseg.nn import batches
+from activeseg.nn.batches import find_batch_size
 from activeseg.nn.infer import predict_masks, score_images
+from activeseg.nn.scoring import pack, unpack
 from activeseg.records import ImageRef, ImageScore, ScoreFailure
 
 CPU = torch.device("cpu")
@@ -109,13 +113,13 @@ def test_odd_sizes_do_not_wait_for_ever(make_segmenter) -> None:
 
 
 def test_large_images_make_smaller_batches(make_segmenter, monkeypatch) -> None:
-    monkeypatch.setattr(infer, "MAX_BATCH_PIXELS", 2 * 48 * 64)
+    monkeypatch.setattr(batches, "MAX_BATCH_PIXELS", 2 * 48 * 64)
     sizes: list[int] = []
     segmenter = make_segmenter()
-    segmenter.module.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    segmenter.module.encoder[0].register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     list(score_images(segmenter, refs(), lambda ref: read(ImageRef(100, "", "")), device=CPU, batch_size=8))
     assert sizes == [2, 2, 2, 2]
-    monkeypatch.setattr(infer, "MAX_BATCH_PIXELS", 10)
+    monkeypatch.setattr(batches, "MAX_BATCH_PIXELS", 10)
     assert len(list(score_images(segmenter, refs(2), read, device=CPU))) == 2
 
 
@@ -249,3 +253,105 @@ def test_planes_are_cut_from_logits_at_the_images_own_size(make_overlapping) -> 
     resized = torch.nn.functional.interpolate(captured[0], size=SIZES[0], mode="bilinear", align_corners=False)[0]
     assert np.array_equal(prediction.mask[[0, 1, 3]], (resized.double().sigmoid() > 0.5).numpy())
     assert np.array_equal(prediction.mask, again.mask)
+
+
+def scarce(segmenter, most_pixels: int, monkeypatch, error: type[BaseException] = torch.OutOfMemoryError) -> list[int]:
+    """Let the network run out of memory for batches with more pixels than that; returns the sizes it was asked for."""
+    asked: list[int] = []
+    coarse = segmenter.module.coarse
+
+    def limited(x: torch.Tensor) -> torch.Tensor:
+        asked.append(len(x))
+        if x[:, 0].numel() > most_pixels:
+            raise error("CUDA out of memory. Tried to allocate 20.00 GiB\nand more")
+        return coarse(x)
+
+    monkeypatch.setattr(segmenter.module, "coarse", limited)
+    return asked
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_out_of_memory_halves_the_batch_and_loses_no_image(make_segmenter, monkeypatch, error) -> None:
+    segmenter = make_segmenter()
+    same = [ref for ref in refs(48) if SIZES[(ref.image_id - 100) % len(SIZES)] == (48, 64)]
+    expected = list(score_images(segmenter, same, read, device=CPU, batch_size=2))
+    asked = scarce(segmenter, 3 * 48 * 64, monkeypatch, error)
+    found = list(score_images(segmenter, same, read, device=CPU, batch_size=8))
+    assert [one.image_id for one in found] == [ref.image_id for ref in same]
+    assert [one.entropy_sum for one in found] == pytest.approx([one.entropy_sum for one in expected], rel=1e-5)
+    assert asked[:4] == [8, 4, 2, 2]
+    assert max(asked[7:]) == 2  # what did not fit once is not tried again
+
+
+def test_an_image_too_large_for_the_memory_fails_alone_and_last(make_segmenter, monkeypatch) -> None:
+    segmenter = make_segmenter()
+    large = {100, 105}
+
+    def sized(ref: ImageRef) -> np.ndarray:
+        return np.zeros((90, 120, 3) if ref.image_id in large else (48, 64, 3), np.uint8)
+
+    scarce(segmenter, 2 * 48 * 64, monkeypatch)
+    found = list(score_images(segmenter, refs(), sized, device=CPU, batch_size=2))
+    failed = {one.image_id: one.reason for one in found if isinstance(one, ScoreFailure)}
+    assert failed.keys() == large
+    assert all("120x90" in reason and "short_side" in reason for reason in failed.values())
+    assert len(found) == len(SIZES)
+
+
+def test_memory_that_is_gone_altogether_is_no_image_s_fault(make_segmenter, monkeypatch) -> None:
+    segmenter = make_segmenter()
+    scarce(segmenter, 0, monkeypatch)
+    with pytest.raises(DeviceMemoryError, match="short_side"):
+        list(score_images(segmenter, refs(), read, device=CPU))
+    segmenter = make_segmenter()
+    results = score_images(segmenter, refs(), lambda ref: read(ImageRef(100, "", "")), device=CPU, batch_size=1)
+    next(results)
+    scarce(segmenter, 0, monkeypatch)  # it fitted a moment ago
+    with pytest.raises(DeviceMemoryError, match="another process"):
+        list(results)
+
+
+def test_other_errors_of_the_network_are_raised(make_segmenter, monkeypatch) -> None:
+    segmenter = make_segmenter()
+    monkeypatch.setattr(segmenter.module, "coarse", lambda x: x @ x)
+    with pytest.raises(RuntimeError, match=r"mat|size|shape"):
+        list(score_images(segmenter, refs(1), lambda ref: np.zeros((40, 50, 3), np.uint8), device=CPU))
+
+
+def test_the_batch_size_is_found_by_trying() -> None:
+    memory, speed = 20, {1: 1.0, 2: 1.2, 4: 1.6, 8: 2.0, 16: 3.0}
+
+    def seconds(images: int) -> float:
+        if images > memory:
+            raise torch.OutOfMemoryError
+        return speed[images]
+
+    assert find_batch_size(seconds) == 16
+    speed[8] = 3.2  # no faster per image than 4 of them
+    assert find_batch_size(seconds) == 4
+    memory = 0
+    assert find_batch_size(seconds) == 1
+
+
+def test_statistics_survive_being_packed_into_less_than_a_kilobyte() -> None:
+    statistics = reduce_logits(torch.randn(3, 4, 21, 30))
+    found = unpack(pack(statistics), 4)
+    for name in ("entropy_sum", "valid_pixels", "entropy_share", "grid", "region_pixels", "mean_confidence"):
+        one, other = getattr(found, name), getattr(statistics, name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
+    assert pack(reduce_logits(torch.randn(1, 21, 8, 8))).nbytes < 1000
+
+
+def test_images_may_come_decoded_as_the_network_wants_them(make_segmenter) -> None:
+    segmenter = make_segmenter(short_side=96)
+    whole = list(score_images(segmenter, refs(), read, device=CPU))
+    policy = segmenter.spec.input_policy
+
+    def ready(ref: ImageRef) -> Decoded:
+        pixels = read(ref)
+        return Decoded(resize_short_side(pixels, policy.short_side), pixels.shape[:2])
+
+    assert list(score_images(segmenter, refs(), ready, device=CPU)) == whole
+    for prediction in predict_masks(segmenter, refs(), ready, device=CPU):
+        assert prediction.mask.shape == SIZES[prediction.image_id - 100]

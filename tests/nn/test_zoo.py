@@ -8,6 +8,8 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from activeseg.config import ModelSection
+from activeseg.core.entropy import reduce_logits
+from activeseg.core.reduction import reduce_coarse
 from activeseg.errors import CheckpointError, ConfigError
 from activeseg.nn.geometry import enlarge, pad_input
 from activeseg.nn.zoo import ARCHITECTURES, build_model, has_aux, load_pretrained
@@ -33,6 +35,19 @@ def test_logits_have_the_size_of_any_input(architecture: str) -> None:
             logits = model(torch.rand(1, 3, *size))
         assert {name: scores.shape for name, scores in logits.items()} == {"out": (1, 5, *size)}
         assert torch.isfinite(logits["out"]).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_coarse_logits_enlarged_are_the_forward_pass_and_reduce_to_the_same_scores(architecture: str) -> None:
+    model = network(architecture).eval()
+    for size in ((20, 70), (41, 47)):
+        image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            coarse, enlargement, logits = model.coarse(image), model.enlargement(*size), model(image)["out"]
+        assert torch.equal(enlargement.apply(coarse), logits)
+        statistics, expected = reduce_coarse(coarse, enlargement), reduce_logits(logits)
+        for name in ("entropy_sum", "grid", "channel_entropy_sum", "margin_mean"):
+            torch.testing.assert_close(getattr(statistics, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

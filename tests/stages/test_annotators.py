@@ -80,6 +80,14 @@ def test_the_majority_counts_pixel_by_pixel_and_names_what_it_comes_of(site: Sit
     assert (again.written, again.details) == (0, {})
 
 
+def test_where_the_majority_leaves_no_pixel_the_newest_mask_counts_and_it_is_told(quick_site: Site) -> None:
+    quick_site.submit(quick_site.tasks[0], quick_site.result(plain(0)), person=1)
+    quick_site.submit(quick_site.tasks[0], quick_site.result(plain(1)), person=2)
+    (told,) = quick_site.pull().details["problems"].values()
+    assert "no pixel has a class" in told
+    assert np.array_equal(quick_site.counting()[0], plain(1))
+
+
 def test_an_edit_a_deletion_and_a_skip_change_what_counts(site: Site) -> None:
     first, second, third = three_people(site)
     site.pull()

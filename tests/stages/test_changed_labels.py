@@ -205,8 +205,9 @@ def test_masks_stored_before_overlap_was_toggled_are_not_sent(make_workspace: Ma
     server = MemoryLabelStudio()
     assert push(now, server)["push"].written == 3
     assert [task["predictions"] for task in server.tasks.values()] == [[]] * 3
+    sky = np.zeros((48, 64), np.uint8) if overlap else np.zeros((len(CLASSES.names), 48, 64), np.bool_)
     for number in server.tasks:
-        server.submit(number, [])
+        server.submit(number, mask_to_result(sky, now.label_set, kind="brush"))
     assert pull_annotations(now, server).details == {"valid": 3}
     with now.database.read() as session:
         assert set(session.scalars(sa.select(Task.prediction_id))) == {None}

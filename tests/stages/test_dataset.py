@@ -93,6 +93,7 @@ def test_going_back_to_an_earlier_mask_counts(make_workspace: Make, folders: tup
         (Pillow.fromarray(np.zeros((10, 10), np.uint8)), "mask ball_0001.png is 10x10, its image 64x48"),
         (Pillow.fromarray(np.full((48, 64), 77, np.uint8)), r"mask values \[77\] are not classes"),
         (Pillow.new("RGB", (64, 48)), "RGB"),
+        (Pillow.fromarray(np.full((48, 64), 255, np.uint8)), "no pixel has a class"),
         (None, "no mask ball_0001.png"),
     ],
 )

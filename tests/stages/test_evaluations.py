@@ -129,8 +129,8 @@ def test_a_figure_that_is_no_number_gets_no_row(two: tuple[Workspace, list[str]]
     """All validation pixels void: nothing was counted, so there is no accuracy to store."""
     workspace, [first, _] = two
     void = np.full((48, 64), 3, np.uint8)
-    original = Workspace.read_labeled
-    monkeypatch.setattr(Workspace, "read_labeled", lambda self, item: (original(self, item)[0], void))
+    original = Workspace.read_sample
+    monkeypatch.setattr(Workspace, "read_sample", lambda self, item, policy: (original(self, item, policy)[0], void))
     with workspace.database.read() as session:
         row = checkpoints.by_version(session, first)
     result = evaluate_checkpoint(workspace, row)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from activeseg.db import images
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.stages.pool import sync_pool
+from activeseg.storage.sources import ImageSource, SourceFile, open_source
 from activeseg.workspace import Workspace
 from tests.factories import draw_ball
 from tests.imaging.corpus import bad_cases, good_cases
@@ -113,6 +115,104 @@ def test_a_file_that_vanishes_is_missing_and_comes_back(make_workspace: Make, tm
     file.write_bytes(data)
     assert sync_pool(workspace).details["returned"] == 1
     assert Counter(image.status for image in rows(workspace).values()) == {ImageStatus.ACTIVE: 3}
+
+
+def rewrite(file: Path, *, to: bytes | None = None, keep_time: bool = True) -> None:
+    """Other bytes of the same size (or these); with the old time of change, unless told otherwise."""
+    before = file.stat().st_mtime_ns
+    data = file.read_bytes()
+    file.write_bytes(to or data[:-1] + bytes([data[-1] ^ 1]))
+    if keep_time:
+        os.utime(file, ns=(before, before))
+
+
+def age(folder: Path) -> None:
+    """Make every file a minute older than it is."""
+    for file in folder.iterdir():
+        moment = file.stat().st_mtime_ns - 60_000_000_000
+        os.utime(file, ns=(moment, moment))
+
+
+class Reads:
+    """A source of images that notes what is read."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.names: list[str] = []
+
+    def files(self) -> Iterator[SourceFile]:
+        return self.source.files()
+
+    def read(self, uri: str) -> bytes:
+        self.names.append(Path(uri).name)
+        return self.source.read(uri)
+
+
+def reads_of(workspace: Workspace) -> list[str]:
+    """The files that a sync reads."""
+    source = Reads(open_source(workspace.settings.images_uri))
+    workspace.__dict__["pool_source"] = source
+    sync_pool(workspace)
+    return source.names
+
+
+def test_a_file_of_the_recorded_size_and_time_is_read_by_a_full_sync_only(make_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_workspace(pool=3)
+    age(tmp_path / "pool")
+    sync_pool(workspace)
+    rewrite(tmp_path / "pool" / "ball_0001.png")
+    assert sync_pool(workspace).details["unchanged"] == 3
+    report = sync_pool(workspace, full=True)
+    assert (report.written, report.details["unchanged"]) == (1, 2)
+    assert reads_of(workspace) == []
+
+
+def test_a_file_written_a_moment_ago_may_be_written_again_in_the_same_moment(
+    make_sqlite_workspace: Make, tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace(pool=2)
+    sync_pool(workspace)
+    rewrite(tmp_path / "pool" / "ball_0001.png")
+    assert sync_pool(workspace).written == 1
+
+
+def test_rows_without_a_stamp_get_one_by_being_read_once(make_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_workspace(pool=2)
+    age(tmp_path / "pool")
+    sync_pool(workspace)
+    with workspace.database.write() as session:
+        session.execute(sa.update(Image).values(stamp=None))  # as schema 0002 left them
+    assert reads_of(workspace) == ["ball_0000.png", "ball_0001.png"]
+    assert reads_of(workspace) == []
+
+
+def test_what_may_have_come_right_is_read_again_though_its_time_says_it_is_the_same(
+    make_sqlite_workspace: Make, tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace(pool=4, pool_section={"max_bytes": 20_000})
+    pool = tmp_path / "pool"
+    (pool / "broken.png").write_bytes(b"no image")
+    (pool / "large.png").write_bytes(bytes(30_000))
+    age(pool)
+    sync_pool(workspace)
+    assert reads_of(workspace) == []
+
+    found = rows(workspace)
+    with workspace.database.write() as session:
+        images.quarantine(session, {found["ball_0000.png"].id: "the disk was away"})
+        images.retire(session, [found["ball_0001.png"].id], ImageStatus.MISSING)
+    assert reads_of(workspace) == ["ball_0000.png", "ball_0001.png"]
+
+    changed = pool / "ball_0002.png"
+    before, moment = changed.read_bytes(), changed.stat().st_mtime_ns
+    rewrite(changed, keep_time=False)
+    sync_pool(workspace)
+    rewrite(changed, to=before)
+    os.utime(changed, ns=(moment, moment))
+    assert reads_of(workspace) == ["ball_0002.png"]  # its time is that of a row which is superseded
+
+    again = make_sqlite_workspace(pool=0, pool_section={"max_bytes": 40_000})
+    assert reads_of(again) == ["large.png"]
 
 
 def test_an_empty_pool_says_what_to_do(make_sqlite_workspace: Make) -> None:

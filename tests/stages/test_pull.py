@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from threading import Event
 from typing import Any
@@ -16,7 +17,9 @@ from activeseg.core.labels import UNLABELED
 from activeseg.core.scaling import shrink_mask
 from activeseg.db.labeling import KnownTask
 from activeseg.db.models import Annotation, AnnotationStatus, LabelingProject, Query, QueryStatus
-from activeseg.errors import ConfigError
+from activeseg.db.status import read_status
+from activeseg.errors import ConfigError, LabelStudioError
+from activeseg.labelstudio.client import TaskStamp
 from activeseg.labelstudio.connection import TEST_KEY
 from activeseg.labelstudio.drawings import Drawing
 from activeseg.labelstudio.submissions import Submission
@@ -98,12 +101,64 @@ def test_a_mask_drawn_on_another_size_than_was_shown_is_quarantined(site: Site) 
 def test_pixels_under_no_region_are_what_the_setting_says(site: Site, uncovered: str, value: int) -> None:
     mask = halves(0, UNLABELED)
     site.submit(site.tasks[0], site.result(mask))
-    site.submit(site.tasks[1], [])
     site.with_settings(uncovered=uncovered)
     site.pull()
-    first, second = site.rows()
-    assert np.array_equal(site.mask_of(first), halves(0, value))
-    assert np.array_equal(site.mask_of(second), plain(value))
+    (row,) = site.rows()
+    assert np.array_equal(site.mask_of(row), halves(0, value))
+
+
+def test_a_task_submitted_without_a_region_is_quarantined_until_somebody_draws(site: Site) -> None:
+    blank = site.submit(site.tasks[0], [])
+    assert site.pull().details["quarantined"] == 1
+    assert [row.reason for row in site.rows()] == ["no pixel has a class: label what is there, or skip the image"]
+    assert site.counting() == []
+    site.edit(site.tasks[0], blank, result=site.result(plain(1)))
+    assert site.pull().details == {"valid": 1}
+    assert [mask[0, 0] for mask in site.counting()] == [1]
+
+
+def test_what_was_quarantined_is_told_by_image_task_and_reason_until_it_is_mended(site: Site) -> None:
+    items = [site.submit(task, []) for task in site.tasks[:2]]
+    problems = site.pull().details["problems"]
+    links = [f"http://memory/projects/1/data?task={task}" for task in site.tasks]
+    assert [link in " ".join(problems) for link in links] == [True, True, False]
+    assert all("/pool/ball_" in name and "no pixel has a class" in why for name, why in problems.items())
+    assert status_of(site)["quarantined"]["annotations"] == 2
+    assert site.pull().details == {}
+    site.edit(site.tasks[0], items[0], result=site.result(plain(1)))
+    site.pull()
+    status = status_of(site)
+    assert [(one["task"], one["link"]) for one in status["quarantined"]["latest"]] == [(site.tasks[1], links[1])]
+    assert [links[1] in line and "no pixel has a class" in line for line in status["problems"]] == [True]
+
+
+def test_of_many_that_were_quarantined_the_first_are_told_and_how_many_more(make_sqlite_workspace: Make) -> None:
+    site = Site(make_sqlite_workspace, images=7)
+    for task in site.tasks:
+        site.submit(task, [])
+    report = site.pull()
+    assert (report.failed, len(report.details["problems"])) == (7, 6)
+    assert "2 more quarantined" in report.details["problems"]
+    assert "2 more annotations quarantined" in status_of(site)["problems"]
+
+
+def status_of(site: Site) -> dict[str, Any]:
+    """What `activeseg status --json` prints."""
+    with site.workspace.database.read() as session:
+        return read_status(session, site.workspace.settings)
+
+
+def test_a_task_submitted_without_a_region_is_a_mask_where_uncovered_pixels_have_a_class(site: Site) -> None:
+    site.submit(site.tasks[0], [])
+    site.with_settings(uncovered="ground")
+    site.pull()
+    assert np.array_equal(site.counting(), [plain(1)])
+
+
+def test_where_classes_overlap_a_task_submitted_without_a_region_says_that_none_is_there(make_sqlite_workspace: Make) -> None:
+    site = Site(make_sqlite_workspace, {"labels": {"overlap": True}})
+    site.submit(site.tasks[0], [])
+    assert site.pull().details == {"valid": 1}
 
 
 @pytest.mark.parametrize("shown", [None, (12, 16)])
@@ -225,6 +280,50 @@ def test_masks_of_large_pictures_come_in_small_blocks(site: Site) -> None:
     asked = Recorder(site)
     site.pull()
     assert [len(block) for block in asked.blocks] == [2, 1]
+
+
+def test_tasks_that_look_untouched_come_in_larger_blocks_in_the_order_of_their_changes(
+    make_sqlite_workspace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activeseg.stages.pull.BLOCK", 1)
+    monkeypatch.setattr("activeseg.stages.pull.UNTOUCHED", 3)
+    site = Site(make_sqlite_workspace, images=7)
+    one, two, three, four, five, six, seven = site.tasks
+    site.submit(one, site.result(plain(0)))
+    site.submit(five, site.result(plain(0)))
+    site.server.tasks[six]["updated"] = site.tick()
+    asked = Recorder(site)
+    assert site.pull().details == {"valid": 2}
+    assert asked.blocks == [[two, three, four], [seven], [one], [five], [six]]
+
+
+def test_what_looks_untouched_is_read_all_the_same_and_one_that_cannot_be_keeps_no_other_back(
+    make_sqlite_workspace: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activeseg.stages.pull.BLOCK", 2)
+    monkeypatch.setattr("activeseg.stages.pull.UNTOUCHED", 2)
+    site = Site(make_sqlite_workspace, images=4)
+    for task in site.tasks:
+        site.submit(task, site.result(plain(0)))
+    changed = site.server.changed_tasks
+
+    def lagging(project_id: int, since: datetime | None) -> list[TaskStamp]:
+        return [replace(stamp, untouched=True) for stamp in changed(project_id, since)]
+
+    monkeypatch.setattr(site.server, "changed_tasks", lagging)
+    asked = Recorder(site)
+    export, broken = site.server.export_tasks, site.tasks[2]
+
+    def fails(project_id: int, ids: Sequence[int]) -> list[dict[str, Any]]:
+        found = export(project_id, ids)
+        if broken in ids:
+            raise LabelStudioError("HTTP 500")
+        return found
+
+    site.server.export_tasks = fails
+    details = site.pull().details
+    assert (details["valid"], details["not exported"]) == (3, 1)
+    assert [len(block) for block in asked.blocks] == [4, 2, 2, 1, 1]
 
 
 def test_a_pull_cut_off_between_two_blocks_goes_on_and_repeats_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,23 @@ def test_an_upload_that_fails_leaves_no_thread_that_goes_on_reading(
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("activeseg-read")], held
 
 
+def test_an_upload_is_the_file_itself_where_a_browser_shows_the_networks_pixels_and_else_a_png_of_them(
+    make_sqlite_workspace: Make, tmp_path: Path
+) -> None:
+    workspace, client = make_sqlite_workspace(pool=0, labelstudio=section("kinds")), Shelf()
+    for case in good_cases():
+        (tmp_path / "pool" / case.name).write_bytes(case.data)
+    refs = chosen(workspace, masks=False)
+    push_round(workspace, 1, client)
+    for ref, task in zip(refs, client.sent(), strict=True):
+        url, file = task["data"]["image"], Path(ref.uri)
+        seen = decode_image(client.files[url], max_pixels=10**6)
+        assert np.array_equal(seen, decode_image(file.read_bytes(), max_pixels=10**6)), file.name
+        assert (client.files[url] == file.read_bytes()) == (file.name in ALIKE), file.name
+        kind = Pillow.open(io.BytesIO(client.files[url])).format
+        assert Path(url).suffix == {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}[kind or ""], file.name
+
+
 def test_an_uploaded_image_is_the_networks_pixels(make_sqlite_workspace: Make) -> None:
     workspace, client = make_sqlite_workspace(pool=2, labelstudio=section("upload")), Shelf()
     refs = chosen(workspace)

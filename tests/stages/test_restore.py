@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -348,6 +349,25 @@ def test_a_coco_file_of_others_is_imported(make_workspace: Make, foreign: Path) 
     assert np.array_equal(first, expected)
     other = import_from(workspace, foreign, split=Split.TRAIN, uncovered="sky")
     assert (other.written, "unlabelled" in other.details) == (2, False)
+
+
+def test_an_image_whose_annotations_give_no_pixel_a_class_is_left_out(make_sqlite_workspace: Make, foreign: Path) -> None:
+    document = json.loads((foreign / "instances.json").read_text())
+    document["annotations"] = [document["annotations"][0] | {"segmentation": {"size": [48, 64], "counts": [48 * 64]}}]
+    coco(foreign, document)
+    report = import_from(make_sqlite_workspace(pool=0), foreign, split=Split.VAL)
+    assert (report.written, report.failed) == (0, 1)
+    assert "no pixel has a class" in report.details["problems"]["ball_0000.png"]
+
+
+def test_a_blank_mask_of_an_export_is_left_out(make_sqlite_workspace: Make, small: Path) -> None:
+    document = manifest_of(small)
+    ((name, _),) = document["images"][0]["masks"].items()
+    Pillow.new("L", (64, 48), UNLABELED).save(small / name)
+    document["images"][0]["masks"][name] = hashlib.sha256((small / name).read_bytes()).hexdigest()
+    (small / "manifest.json").write_text(json.dumps(document))
+    (told,) = refused(make_sqlite_workspace, small).values()
+    assert "no pixel has a class" in told
 
 
 def test_where_classes_overlap_an_image_without_annotations_has_none_of_them(

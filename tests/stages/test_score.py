@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +11,31 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from sqlalchemy.orm import Session
 
+from activeseg.config.budget import Budget
 from activeseg.core.entropy import image_entropy
-from activeseg.db import checkpoints, rankings
-from activeseg.db.models import Image, ImageStatus, Score, ScoringRun
-from activeseg.errors import NonFiniteScoreError, NotReadyError
+from activeseg.db import checkpoints, rankings, scores
+from activeseg.db.models import (
+    Checkpoint,
+    ClassScoreRow,
+    Decision,
+    Image,
+    ImageStatus,
+    Score,
+    ScoringConfig,
+    ScoringRun,
+)
+from activeseg.errors import ConfigError, NonFiniteScoreError, NotReadyError
 from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
 from activeseg.nn.data import to_input, to_pixels
+from activeseg.records import ImageScore
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.score import score_pool
 from activeseg.workspace import Workspace
+from tests.factories import write_balls
+from tests.forked import exit_status
+from tests.stages.scoring_worker import score
 
 Make = Callable[..., Workspace]
 
@@ -111,3 +128,155 @@ def test_a_checkpoint_that_yields_nan_raises_and_ranks_nothing(
 def test_without_a_champion_the_way_to_one_is_told(make_sqlite_workspace: Make) -> None:
     with pytest.raises(NotReadyError, match="activeseg train"):
         score_pool(make_sqlite_workspace(pool=2))
+
+
+def rows(workspace: Workspace) -> dict[int, tuple]:
+    """Every score by image, but for when and by which run it was written."""
+    columns = [column for column in Score.__table__.columns if column.name not in ("scored_at", "scoring_run_id")]
+    with workspace.database.read() as session:
+        return {row.image_id: tuple(map(str, row)) for row in session.execute(sa.select(*columns))}
+
+
+def runs(workspace: Workspace) -> list[ScoringRun]:
+    with workspace.database.read() as session:
+        return list(session.scalars(sa.select(ScoringRun).order_by(ScoringRun.id)))
+
+
+@pytest.fixture
+def scorable(make_sqlite_workspace: Make, train_champion: Callable[[Workspace], None]) -> Callable[..., Workspace]:
+    """A synchronised pool and a champion, nothing scored."""
+
+    def make(pool: int, **scoring: object) -> Workspace:
+        workspace = make_sqlite_workspace(pool=pool, scoring={"compile": "never"} | scoring)
+        train_champion(workspace)
+        sync_pool(workspace)
+        return workspace
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_at_most_a_chunk_and_ends_as_if_it_had_not_been(scorable: Callable[..., Workspace]) -> None:
+    workspace = scorable(13, batch_size=2, chunk_size=4)
+    assert exit_status(score, workspace.settings, 5) == -signal.SIGKILL
+    kept = rows(workspace)
+    assert len(kept) == 4  # two halves of a chunk; the third was being written
+    report = score_pool(workspace)
+    assert report.written == 13 - len(kept)
+    resumed = rows(workspace)
+    assert {image_id: resumed[image_id] for image_id in kept} == kept
+    with workspace.database.write() as session:
+        for table in (ClassScoreRow, Score):
+            session.execute(sa.delete(table))
+    assert score_pool(workspace).written == 13
+    assert rows(workspace) == resumed
+
+
+def test_a_budget_of_images_is_spent_on_new_ones_and_then_on_the_most_uncertain(scorable: Callable[..., Workspace]) -> None:
+    workspace = scorable(6, batch_size=1, chunk_size=2)
+    score_pool(workspace)
+    by_entropy = sorted(rows(workspace), key=lambda image_id: -float(rows(workspace)[image_id][2]))
+    with workspace.database.write() as session:  # another champion: the same weights under another name
+        old = checkpoints.require_champion(session)
+        new = Checkpoint(
+            model_version="second",
+            **{name: getattr(old, name) for name in ("location", "sha256", "architecture", "spec", "label_set_id")},
+        )
+        session.add(new)
+        session.flush()
+        checkpoints.decide(session, new.id, Decision.PROMOTED, "test", decided_by="test")
+    write_balls(workspace.settings.root / "pool", range(6, 8))
+    sync_pool(workspace)
+    spent: list[list[int]] = []
+    for number in range(3):
+        before = newest(workspace)
+        report = score_pool(workspace, budget=Budget.parse("4"))
+        spent.append([image_id for image_id in newest(workspace) if image_id not in before])
+        assert report.details["coverage"] == min(1.0, (number + 1) * 4 / 8)
+    with workspace.database.read() as session:
+        new_ones = list(session.scalars(sa.select(Image.id).where(Image.uri.like("%ball_000_.png")).order_by(Image.id)))[-2:]
+    assert spent == [[*new_ones, *by_entropy[:2]], by_entropy[2:], []]
+    assert [(run.budget, run.work_order, run.images_planned) for run in runs(workspace)] == [
+        (None, "id", 6),
+        ("4", "previous ranking", 4),
+        ("4", "previous ranking", 4),
+    ]
+
+
+def newest(workspace: Workspace) -> list[int]:
+    """Images the champion has scored, in the order of writing."""
+    with workspace.database.read() as session:
+        champion = checkpoints.require_champion(session)
+        mine = sa.select(ScoringConfig.id).where(ScoringConfig.checkpoint_id == champion.id)
+        written = sa.select(Score.image_id).where(Score.scoring_config_id.in_(mine)).order_by(sa.text("rowid"))
+        return list(session.scalars(written))
+
+
+def test_a_budget_of_time_that_is_too_short_still_gets_on_and_the_setting_counts(scorable: Callable[..., Workspace]) -> None:
+    workspace = scorable(60, batch_size=1, chunk_size=2, readers=1, budget="0.001s")
+    report = score_pool(workspace)
+    assert 0 < report.written < 60
+    assert report.details["coverage"] == report.written / 60
+    assert report.details["budget"] == "0.001s"
+    assert score_pool(workspace, budget=Budget.parse("1h")).written == 60 - report.written
+
+
+def test_a_broken_image_in_the_middle_of_a_batch_is_set_aside_alone(scorable: Callable[..., Workspace], tmp_path: Path) -> None:
+    workspace = scorable(12, batch_size=4, chunk_size=8)
+    (tmp_path / "pool" / "ball_0005.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    report = score_pool(workspace)
+    assert (report.written, report.failed, report.details["coverage"]) == (11, 1, 1.0)
+    [run] = runs(workspace)
+    assert (run.images_done, run.images_failed, run.batch_size) == (11, 1, 4)
+
+
+def test_a_write_that_fails_ends_the_run_and_the_next_one_goes_on(
+    scorable: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = scorable(12, batch_size=2, chunk_size=4)
+    calls, insert = [], scores.insert_scores
+
+    def full(session: Session, run: ScoringRun, items: list[ImageScore]) -> None:
+        calls.append(len(items))
+        insert(session, run, items)
+        if len(calls) == 2:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(scores, "insert_scores", full)
+    with pytest.raises(OSError, match="disk full"):
+        score_pool(workspace)
+    assert calls == [2, 2]  # nothing was written after the failure
+    assert len(rows(workspace)) == 2
+    monkeypatch.undo()
+    assert score_pool(workspace).written == 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("activeseg-")]
+
+
+def test_the_row_and_the_report_say_where_the_time_went(scorable: Callable[..., Workspace]) -> None:
+    workspace = scorable(6)
+    seen: list[tuple[int, int]] = []
+    report = score_pool(workspace, on_progress=lambda done, planned: seen.append((done, planned)))
+    [run] = runs(workspace)
+    shares = [run.waiting_decode, run.waiting_device, run.waiting_database]
+    assert all(share is not None and 0 <= share <= 1 for share in shares)
+    assert sum(share or 0 for share in shares) <= 1.01
+    assert (run.compile_seconds, run.compiled_images, run.work_order, run.budget) == (None, 0, "id", None)
+    assert run.images_per_second == pytest.approx(report.details["images_per_second"], abs=0.1)
+    assert "decode" in report.sentence()
+    assert seen[-1] == (6, 6)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("2h", (7200.0, None)), ("30m", (1800.0, None)), ("1.5 H", (5400.0, None)), ("500", (None, 500)), ("1d", (86400.0, None))],
+)
+def test_budgets_are_durations_or_images(text: str, budget: tuple[float | None, int | None]) -> None:
+    found = Budget.parse(text)
+    assert (found.seconds, found.images) == budget
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "2 hours", "h", "1.5", "0m", "nan", "1e3"])
+def test_anything_else_is_no_budget(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a duration"):
+        Budget.parse(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -26,13 +25,12 @@ from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace, open_workspace
 from tests.canonical import canonical_dump, differences
 from tests.factories import CLASSES, MODEL, TRAINING, WorkspaceFactory, write_balls
+from tests.forked import exit_status
 from tests.stages.training_worker import train
 
 # Seconds, not milliseconds: left out by `make check`.
 pytestmark = pytest.mark.slow
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "activeseg.stages.train", "tests.stages.training_worker"])
 TABLES = {"pool": {"images": "pool"}, "labels": {"file": "classes.txt"}, "model": MODEL}
 
 
@@ -56,11 +54,7 @@ def site(tmp_path: Path, migrated_sqlite: Path) -> Path:
 
 
 def run_training(config: Path, killed_at: int | None = None) -> int:
-    process = CONTEXT.Process(target=train, args=(config, killed_at))
-    process.start()
-    process.join(300)
-    assert process.exitcode is not None, "the worker hangs"
-    return process.exitcode
+    return exit_status(train, config, killed_at)
 
 
 def dump(config: Path) -> dict[str, list[str]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,28 @@ def listed(folder: Path | str) -> list[str]:
 def test_images_are_listed_by_path_with_their_size(folder: Path) -> None:
     expected = sorted(str(folder / name) for name in ("a.JPG", "b.png", "sub-1.webp", "sub/c d.tiff"))
     assert list(open_source(str(folder)).files()) == [SourceFile(uri, os.path.getsize(uri)) for uri in expected]
+
+
+def test_only_a_time_of_change_that_has_settled_is_a_stamp(folder: Path) -> None:
+    now = time.time_ns()
+    stamps = {"a.JPG": now - 60_000_000_000, "b.png": now + 60_000_000_000, "sub-1.webp": now}
+    for name, moment in stamps.items():
+        os.utime(folder / name, ns=(moment, moment))
+    found = {Path(file.uri).name: file.stamp for file in open_source(str(folder)).files()}
+    assert found == {"a.JPG": str(stamps["a.JPG"]), "b.png": None, "sub-1.webp": None, "c d.tiff": None}
+
+
+def test_a_disk_that_fails_is_not_a_folder_without_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if os.fspath(path).endswith("sub"):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(ConfigError, match=r"sub cannot be listed: Input/output error"):
+        listed(folder)
 
 
 def test_what_is_listed_can_be_read(folder: Path) -> None:

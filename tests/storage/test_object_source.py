@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.objects import ObjectSource, ObstoreBucket
+from activeseg.storage.objects import Entry, ObjectSource, ObstoreBucket
 from activeseg.storage.sources import SourceFile, open_source
 
 
@@ -20,9 +20,9 @@ class MemoryBucket:
         self.objects = objects
         self.down = down
 
-    def list(self) -> Iterator[tuple[str, int]]:
+    def list(self) -> Iterator[Entry]:
         self._check()
-        yield from ((key, len(data)) for key, data in self.objects.items())
+        yield from (Entry(key, len(data), f"tag of {key}") for key, data in self.objects.items())
 
     def get(self, key: str) -> bytes:
         self._check()
@@ -41,8 +41,18 @@ OBJECTS = {"sub/b.png": b"bb", "a.JPG": b"a", "notes.txt": b"-", ".hidden/x.png"
 def test_images_are_listed_by_key_and_read_by_uri() -> None:
     source = ObjectSource("s3://bucket/prefix", MemoryBucket(OBJECTS))
     files = list(source.files())
-    assert files == [SourceFile("s3://bucket/prefix/a.JPG", 1), SourceFile("s3://bucket/prefix/sub/b.png", 2)]
+    assert files == [
+        SourceFile("s3://bucket/prefix/a.JPG", 1, "tag of a.JPG"),
+        SourceFile("s3://bucket/prefix/sub/b.png", 2, "tag of sub/b.png"),
+    ]
     assert [source.read(file.uri) for file in files] == [b"a", b"bb"]
+
+
+@pytest.mark.parametrize("tag", [None, "", "x" * 101])
+def test_a_store_without_usable_tags_gives_no_stamp(tag: str | None) -> None:
+    bucket = MemoryBucket({})
+    bucket.list = lambda: iter([Entry("a.png", 1, tag)])  # type: ignore[method-assign]
+    assert list(ObjectSource("s3://bucket", bucket).files()) == [SourceFile("s3://bucket/a.png", 1, None)]
 
 
 def test_a_missing_object_is_a_bad_image() -> None:
@@ -76,7 +86,12 @@ def test_the_real_adapter_lists_and_reads(tmp_path: Path) -> None:
     for name in ("b c%20.png", "a.JPG"):
         (tmp_path / name).write_bytes(name.encode())
     source = ObjectSource("s3://bucket", ObstoreBucket(tmp_path.as_uri()))
-    assert list(source.files()) == [SourceFile("s3://bucket/a.JPG", 5), SourceFile("s3://bucket/b c%20.png", 10)]
+    files = list(source.files())
+    assert [(file.uri, file.size) for file in files] == [("s3://bucket/a.JPG", 5), ("s3://bucket/b c%20.png", 10)]
+    before = {file.stamp for file in files}
+    assert None not in before
+    (tmp_path / "a.JPG").write_bytes(b"other")
+    assert next(source.files()).stamp not in before
     assert source.read("s3://bucket/b c%20.png") == b"b c%20.png"
     with pytest.raises(ImageError, match="gone"):
         source.read("s3://bucket/gone.png")

@@ -104,7 +104,7 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
 def test_the_schema_is_served_and_no_page_that_loads_scripts_from_elsewhere(anonymous: TestClient) -> None:
     schema = anonymous.get("/openapi.json").json()
     assert set(schema["paths"]) == {
-        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/healthz",
+        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/healthz", "/metrics",
     }  # fmt: skip
     assert schema["paths"]["/api/rankings"]["get"]["security"]
     assert {"limit", "class", "checkpoint", "after"} == {
@@ -118,7 +118,7 @@ def test_nothing_can_be_written_and_reading_changes_no_row(client: TestClient, f
     filler.scored("m1", "a", {0: 1.0})
     before = dump(tmp_path / "activeseg.db")
 
-    for path in [*api_paths(client), "/healthz"]:
+    for path in [*api_paths(client), "/healthz", "/metrics"]:
         client.get(path)
         for method in ("POST", "PUT", "PATCH", "DELETE"):
             answer = client.request(method, path)

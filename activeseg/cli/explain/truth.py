@@ -10,6 +10,7 @@ import typer
 
 from activeseg.cli.explain.options import Checkpoint, Out, Palette, read_segmenter
 from activeseg.cli.output import AsJson, print_json, print_table, workspace_of
+from activeseg.wording import counted
 
 if TYPE_CHECKING:
     from activeseg.core.labels import Mask
@@ -98,7 +99,7 @@ def sheet(
     if as_json:
         print_json({"images": [name for _, _, name in items], "files": [written]})
         return
-    typer.echo(f"{len(items)} images\n{written}")
+    typer.echo(f"{counted(len(items), 'image')}\n{written}")
 
 
 def _of_split(workspace: Workspace, split: str | None, limit: int) -> tuple[int, Iterator[tuple[Pixels, Mask, str]]]:

@@ -51,6 +51,15 @@ class LabelingProject(Model):
     """largest Task.updated_at pulled so far: the next pull starts a little before it"""
     created_at: Mapped[datetime] = created()
 
+    @property
+    def page(self) -> str:
+        """Address of the project for people."""
+        return f"{self.server_url.rstrip('/')}/projects/{self.external_project_id}/data"
+
+    def task_page(self, external_task_id: int) -> str:
+        """Address of a task for people."""
+        return f"{self.page}?task={external_task_id}"
+
 
 class Task(Model):
     """One query in one Label Studio project."""

@@ -51,7 +51,7 @@ class Image(Model):
     __tablename__ = "images"
     __table_args__ = (
         sa.UniqueConstraint("uri", "sha256"),
-        sa.Index("ix_images_split_status", "split", "status"),
+        sa.Index("ix_images_split_status", "split", "status", "id"),
         sa.Index("ix_images_group_name", "group_name"),
     )
 
@@ -66,3 +66,5 @@ class Image(Model):
     status: Mapped[ImageStatus] = mapped_column(text_enum(ImageStatus))
     reason: Mapped[str | None] = mapped_column(sa.String(500))
     created_at: Mapped[datetime] = created()
+    stamp: Mapped[str | None] = mapped_column(sa.String(100))
+    """what the storage says of the file's version (time of change in ns, or etag); None where nobody asked yet"""

@@ -92,6 +92,7 @@ class Query(Model):
         sa.UniqueConstraint("round_id", "image_id"),
         sa.Index("uq_queries_open_image", "image_id", unique=True, sqlite_where=OPEN_QUERY, postgresql_where=OPEN_QUERY),
         sa.Index("ix_queries_status", "status"),
+        sa.Index("ix_queries_image_id", "image_id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -7,7 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from activeseg.db.models.columns import Json, Model, UtcDateTime, created, now
+from activeseg.db.models.columns import Json, Model, PackedFloats, UtcDateTime, created, now
 
 # NaN passes `score = score` on PostgreSQL, and sorts first under DESC there; it does not pass `< 1e300`.
 FINITE = "{0} >= 0 AND {0} < 1e300"
@@ -59,6 +59,18 @@ class ScoringRun(Model):
     """share of the active pool that has a score under this configuration after the run"""
     started_at: Mapped[datetime] = created()
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    compile_seconds: Mapped[float | None]
+    """what compiling the network took; None where nothing was compiled"""
+    compiled_images: Mapped[int] = mapped_column(default=0)
+    waiting_decode: Mapped[float | None]
+    """share of the run's wall seconds, 0..1, as are the two below"""
+    waiting_device: Mapped[float | None]
+    waiting_database: Mapped[float | None]
+    batch_size: Mapped[int | None]
+    work_order: Mapped[str | None] = mapped_column(sa.String(50))
+    """'id' or 'previous ranking'"""
+    budget: Mapped[str | None] = mapped_column(sa.String(100))
+    """what the run was allowed, as it was asked for"""
 
 
 class Score(Model):
@@ -81,7 +93,7 @@ class Score(Model):
     entropy_share: Mapped[float] = mapped_column(sa.Double)
     margin_mean: Mapped[float] = mapped_column(sa.Double)
     least_confidence_mean: Mapped[float] = mapped_column(sa.Double)
-    grid: Mapped[list[float]] = mapped_column(sa.JSON)
+    grid: Mapped[list[float]] = mapped_column(PackedFloats)
     scored_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 

@@ -1,0 +1,44 @@
+"""Why no round can be opened."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from activeseg.config import Settings
+from activeseg.db import images, rounds, scores
+from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Split
+from activeseg.wording import counted
+
+
+def why_no_round(session: Session, settings: Settings) -> str:
+    """The reason that holds, and what to do. Ask where no round could be opened."""
+    open_tasks, limit = rounds.open_tasks(session), settings.selection.max_open_tasks
+    if open_tasks >= limit:
+        return (
+            f"{counted(open_tasks, 'task')} open, and [selection] max_open_tasks allows {limit}: annotate some and run "
+            "`activeseg pull`, or raise it"
+        )
+    if free := len(scores.unscored_candidates(session)):
+        return f"the champion has not scored the {counted(free, 'image')} left to ask about: run `activeseg score`"
+    told = [f"{count} {what}" for what, count in _whereabouts(session).items() if count]
+    if not told:
+        return f"the pool is empty: put images into {settings.images_uri} and run `activeseg pool sync`"
+    return f"no image is left to ask about ({', '.join(told)}): add images to the pool and run `activeseg pool sync`"
+
+
+def _whereabouts(session: Session) -> dict[str, int]:
+    """What became of the pool's images where none may be asked about."""
+    statement = sa.select(Query.status, sa.func.count()).group_by(Query.status)
+    asked = {row[0]: row[1] for row in session.execute(statement)}
+    pool = {status: count for (split, status), count in images.count_by_status(session).items() if split == Split.POOL}
+    taken = sa.exists().where(Query.image_id == Image.id, Query.status != QueryStatus.WITHDRAWN)
+    idle = sa.select(sa.func.count()).where(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE, ~taken)
+    return {
+        "annotated": asked.get(QueryStatus.ANNOTATED, 0),
+        "skipped": asked.get(QueryStatus.SKIPPED, 0),
+        "waiting for annotators": sum(asked.get(status, 0) for status in rounds.OPEN),
+        "quarantined": pool.get(ImageStatus.QUARANTINED, 0),
+        "missing": pool.get(ImageStatus.MISSING, 0),
+        "kept back because their clip or a copy validates": session.scalar(idle) or 0,
+    }
