@@ -24,8 +24,10 @@ from tests.factories import WorkspaceFactory
 # Before torch is imported: on images this small several threads are slower than one, and on a busy machine much slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A whole workspace takes a good part of a second, and most tests of one far more: such tests are slow without saying so.
+WORKSPACES = {"make_workspace", "make_sqlite_workspace", "trained_folder", "empty"}
 # How long a test is likely to take, by its marker and in tests without one.
-EFFORT = {"labelstudio": 60, "slow": 60}
+EFFORT = {"labelstudio": 60, "slow": 20}
 
 REQUIRED = {name for name in os.environ.get("ACTIVESEG_REQUIRE", "").split(",") if name}
 
@@ -46,6 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Share the tests out among workers: a file goes to one of them as a whole, and the longest work is begun first."""
+    for item in items:
+        if WORKSPACES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     if not hasattr(config, "workerinput"):
         return
     for item in items:

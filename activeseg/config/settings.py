@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -93,10 +96,17 @@ class Settings(BaseSettings):
             return url
         return prefix + str(self.path(Path(url.removeprefix(prefix))))
 
-    @property
+    @cached_property
     def images_uri(self) -> str:
-        """The pool's location; a relative folder is taken from the configuration's folder."""
-        return self.pool.images if "://" in self.pool.images else str(self.path(Path(self.pool.images)))
+        """The pool's location; a relative folder is taken from the configuration's folder.
+
+        A folder comes as its images' own URIs begin: as a plain path, without `..`.
+        """
+        images = self.pool.images
+        if images.startswith("file://"):
+            with suppress(UnicodeDecodeError):
+                images = unquote(images.removeprefix("file://"), errors="strict")
+        return images if "://" in images else os.path.abspath(self.path(Path(images)))
 
     def labelstudio_token(self) -> SecretStr:
         """Label Studio's token from the environment or `token_file`. Raises ConfigError where neither is set."""

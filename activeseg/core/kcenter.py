@@ -97,7 +97,8 @@ def _checked(name: str, features: Tensor) -> Tensor:
 
 def _squares(features: Tensor) -> Tensor:
     """Squared norms (N,), without a second copy of the features."""
-    return torch.linalg.vector_norm(features, dim=1).square_()
+    norms: Tensor = torch.linalg.vector_norm(features, dim=1)
+    return norms.square_()
 
 
 def _check_arguments(features: Tensor, centers: Tensor, k: int, start: int) -> None:

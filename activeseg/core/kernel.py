@@ -1,5 +1,5 @@
-"""The sums by a small program in C++, built on this machine when it is first wanted: 1 s, and 5 times faster than torch's
-own operations. Without a C++ compiler those do.
+"""The sums by a small program in C++ that is built on this machine when it is first wanted, in about a second; several times
+faster than torch's own operations. Without a C++ compiler those do.
 """
 
 from __future__ import annotations

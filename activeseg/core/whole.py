@@ -1,6 +1,6 @@
 """The sums of a whole batch at once, in operations that torch.compile can fuse: for GPUs, where strips would only wait.
 
-On a CPU it is slower than either other way, compiled too: docs/decisions.md, "Scoring at the speed of the model".
+On a CPU it is slower than either other way, compiled too: docs/decisions.md, "Speed".
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,10 +56,8 @@ def _copy(connection: sa.Connection, columns: Sequence[sa.Column[Any]], rows: It
 
 
 def _own_processor(column: sa.Column[Any], dialect: sa.Dialect) -> Any:
-    if not isinstance(column.type, sa.types.TypeDecorator):
-        return None
     kind = column.type
-    return lambda value: kind.process_bind_param(value, dialect)
+    return partial(kind.process_bind_param, dialect=dialect) if isinstance(kind, sa.types.TypeDecorator) else None
 
 
 def _converted(rows: Iterable[Sequence[Any]], processors: Sequence[Any]) -> Iterable[Sequence[Any]]:

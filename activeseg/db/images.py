@@ -47,7 +47,10 @@ def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
 
 @dataclass(frozen=True, slots=True)
 class KnownFile:
-    """What is recorded of one content of a file. decodes: it once could be decoded; stamp: as the storage gave it."""
+    """What is recorded of one content of a file.
+
+    decodes: it once could be decoded; limited: it was set aside by a limit in [pool]; stamp: as the storage gave it.
+    """
 
     id: int
     uri: str
@@ -56,11 +59,14 @@ class KnownFile:
     stamp: str | None
     status: ImageStatus
     decodes: bool
+    limited: bool
 
 
 def known_files(session: Session, uris: Sequence[str]) -> dict[str, list[KnownFile]]:
     """All rows of these files, every content they ever had; without the cost of whole Image objects."""
-    columns = (Image.id, Image.uri, Image.sha256, Image.size_bytes, Image.stamp, Image.status, Image.width.is_not(None))
+    limited = sa.func.coalesce(Image.reason.contains("raise [pool] max_", autoescape=True), sa.false())
+    state = (Image.stamp, Image.status, Image.width.is_not(None), limited)
+    columns = (Image.id, Image.uri, Image.sha256, Image.size_bytes, *state)
     rows: dict[str, list[KnownFile]] = {}
     for block in blocks(uris):
         for row in session.execute(sa.select(*columns).where(Image.uri.in_(block)).order_by(Image.id)):

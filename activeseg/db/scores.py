@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -55,17 +56,6 @@ def ensure_config(session: Session, checkpoint_id: int, definition: Mapping[str,
 
 def _fingerprint(definition: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
-
-
-def unscored(session: Session, scoring_config_id: int) -> list[ImageRef]:
-    """Active pool images without a score under this configuration, by id: the work list, also after a kill."""
-    scored = sa.exists().where(Score.scoring_config_id == scoring_config_id, Score.image_id == Image.id)
-    statement = (
-        sa.select(Image.id, Image.uri, Image.sha256)
-        .where(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE, ~scored)
-        .order_by(Image.id)
-    )
-    return [ImageRef(*row) for row in session.execute(statement)]
 
 
 def count_unscored(session: Session, scoring_config_id: int) -> int:
@@ -157,26 +147,23 @@ def insert_scores(session: Session, run: ScoringRun, scores: Sequence[ImageScore
     for score in scores:
         _require_finite(score)
     session.flush()
-    config, when = run.scoring_config_id, now()
-    rows = ((config, score.image_id, run.id, *(getattr(score, name) for name in _STATISTICS), when) for score in scores)
-    insert_rows(session, Score, ("scoring_config_id", "image_id", "scoring_run_id", *_STATISTICS, "scored_at"), rows)
-    parts = (
-        (config, score.image_id, *(getattr(part, name) for name in _CLASS_STATISTICS))
-        for score in scores
-        for part in score.classes
-    )
+    config, run_id, when = run.scoring_config_id, run.id, now()
+    rows = ((config, run_id, when, *_statistics(score)) for score in scores)
+    insert_rows(session, Score, ("scoring_config_id", "scoring_run_id", "scored_at", *_STATISTICS), rows)
+    parts = ((config, score.image_id, *_class_statistics(part)) for score in scores for part in score.classes)
     insert_rows(session, ClassScoreRow, ("scoring_config_id", "image_id", *_CLASS_STATISTICS), parts)
 
 
-_STATISTICS = tuple(field.name for field in fields(ImageScore) if field.name not in ("image_id", "classes"))
+_STATISTICS = tuple(field.name for field in fields(ImageScore) if field.name != "classes")
 _CLASS_STATISTICS = tuple(field.name for field in fields(ClassScore))
+_statistics, _class_statistics = attrgetter(*_STATISTICS), attrgetter(*_CLASS_STATISTICS)
+_single = attrgetter("entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean")
 
 
 def _require_finite(score: ImageScore) -> None:
-    single = (score.entropy_sum, score.entropy_mean, score.entropy_share, score.margin_mean, score.least_confidence_mean)
-    by_class = (part.channel_entropy_sum + part.region_entropy_sum + (part.mean_confidence or 0.0) for part in score.classes)
+    by_class = [part.channel_entropy_sum + part.region_entropy_sum + (part.mean_confidence or 0.0) for part in score.classes]
     # A sum is finite only where all its parts are; SQLite would store NaN as NULL.
-    if not math.isfinite(sum(single) + sum(score.grid) + sum(by_class)):
+    if not math.isfinite(sum(_single(score)) + sum(score.grid) + sum(by_class)):
         raise NonFiniteScoreError(f"image {score.image_id}: expected finite scores, got {score}; nothing was written")
 
 

@@ -27,6 +27,7 @@ _KEY_BLOCK = 50  # keys travel in the address, which proxies limit to 8 kB
 _ID_BLOCK = 200  # so do numbers
 _EXPORT_BLOCK = 400  # of seven digits, about 7 kB
 _UPLOAD_BLOCK = 50  # Label Studio takes at most 100 files a request
+_UPLOAD_BYTES = 100_000_000  # and at most 250 MB; proxies often less
 _PAGE = 10_000
 _DATA_PAGE = 2_000  # with their data, so that memory stays flat
 _TICK = timedelta(microseconds=1)
@@ -167,7 +168,7 @@ class LabelStudioClient:
         Where it fails, at worst files that no task names are left behind: calling again is safe.
         """
         urls = []
-        for block in _blocks(files, _UPLOAD_BLOCK):
+        for block in _uploads(files):
             made = self._http.upload(f"/api/projects/{project_id}/import", block, {"commit_to_project": "false"})
             with self._http.expecting("an upload"):
                 numbers = [int(number) for number in made["file_upload_ids"]]
@@ -368,6 +369,20 @@ def _selected(ids: Sequence[int]) -> dict[str, Any]:
 def _blocks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _uploads(files: Sequence[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Files in order, as many as a request may hold; one that is larger goes alone."""
+    block: list[tuple[str, bytes]] = []
+    size = 0
+    for file in files:
+        if block and (len(block) == _UPLOAD_BLOCK or size + len(file[1]) > _UPLOAD_BYTES):
+            yield block
+            block, size = [], 0
+        block.append(file)
+        size += len(file[1])
+    if block:
+        yield block
 
 
 def _rule(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # CPU allocations and cuDNN fail with a plain RuntimeError.
     said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    signs = ("out of memory", "can't allocate memory", "_alloc_failed")
+    return isinstance(error, RuntimeError) and any(sign in said for sign in signs)
 
 
 class Fitting(Generic[Tag, Computed]):

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -196,8 +197,22 @@ def compile_module(module: nn.Module, cache: Path | None) -> Callable[[Tensor], 
         with suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    compiled: Callable[[Tensor], Any] = torch.compile(module, fullgraph=True, dynamic=False, options={"freezing": True})
-    return compiled
+    from torch._inductor import config
+
+    def network(pixels: Tensor) -> Any:
+        return module(pixels)
+
+    # Graphs are kept with a function's code, at most eight of them: with a code of its own each pass has eight, and what a
+    # long-lived process compiled for earlier networks goes with them.
+    own = FunctionType(network.__code__.replace(), network.__globals__, closure=network.__closure__)
+    compiled: Callable[[Tensor], Any] = torch.compile(own, fullgraph=True, dynamic=False)
+
+    def frozen(pixels: Tensor) -> Any:
+        # As an option of torch.compile it would not be known yet when the graph is traced, and nothing would be frozen.
+        with config.patch(freezing=True):
+            return compiled(pixels)
+
+    return frozen
 
 
 def machine_name(device: torch.device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -100,13 +101,13 @@ def evaluate(
     sigmoid = segmenter.spec.head == "sigmoid"
     load = partial(_load_truth, segmenter)
     readers = PLANES_READERS if segmenter.spec.label_set.overlap else default_readers()
-    loaded = map_ahead(load, enumerate(images), workers=readers, ahead=2 * batch_size)
-    batches: Iterator[list[Loaded[_Waiting]]] = batches_by_size(loaded, batch_size)
     tally = _Tally(segmenter.spec.label_set, len(images), sigmoid=sigmoid)
-    for batch in batches:
-        logits = forward(segmenter, batch, device=device, precision=precision)
-        for one, own in zip(batch, logits.unsqueeze(1), strict=True):
-            tally.add(one.tag, at_size(own, one.size))
+    with closing(map_ahead(load, enumerate(images), workers=readers, ahead=2 * batch_size)) as loaded:
+        batches: Iterator[list[Loaded[_Waiting]]] = batches_by_size(loaded, batch_size)
+        for batch in batches:
+            logits = forward(segmenter, batch, device=device, precision=precision)
+            for one, own in zip(batch, logits.unsqueeze(1), strict=True):
+                tally.add(one.tag, at_size(own, one.size))
     return tally.evaluation(tuple(image.image_id for image in images))
 
 

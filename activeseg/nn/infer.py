@@ -129,6 +129,7 @@ def _scores(
     computing: deque[Submitted] = deque()
     for batch in batches:
         if isinstance(batch, ScoreFailure):
+            pace.failed += 1
             yield batch
             continue
         for submitted in pace.each("device", fitting.of(batch)):

@@ -18,12 +18,14 @@ class Pace:
 
     waited: seconds the pass stood still for images to be decoded, for the device to compute (on a CPU: that it computed), for
     rows to be written; compiling is counted apart. batch_size: the largest number of images computed at once.
-    compiled_images: those that went through a compiled network. not_compiled: why none did, where that was tried.
+    images: computed. failed: those of which nothing came but a reason. compiled_images: those that went through a compiled
+    network. not_compiled: why none did, where that was tried.
     """
 
     started: float = field(default_factory=time.monotonic)
     waited: dict[Waited, float] = field(default_factory=lambda: {"decode": 0.0, "device": 0.0, "database": 0.0})
     images: int = 0
+    failed: int = 0
     batch_size: int = 0
     compile_seconds: float = 0.0
     compiled_images: int = 0

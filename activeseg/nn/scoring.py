@@ -65,8 +65,10 @@ class Scorer:
         self.module = module
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         network = PixelsToLogits(self.module, self.spec.input_policy)
+        # On a CPU the reduction is built within a second, once for all runs; on a GPU it would be compiled for every shape.
+        reduced = compile != "never" and device.type == "cpu" and can_compile() is None
         self._compute = Takeover(
-            partial(self._statistics, network, compiled=False),
+            partial(self._statistics, network, compiled=reduced),
             partial(self._statistics, compile_module(network, cache), compiled=True) if compile != "never" else _impossible,
             compile,
             left,
@@ -88,7 +90,7 @@ class Scorer:
         host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
         host.copy_(statistics, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(self.device))  # without it: of the current device, which may be another one
         return Submitted(batch, host, arrived)
 
     def scores(self, submitted: Submitted) -> list[ImageScore]:

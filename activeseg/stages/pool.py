@@ -50,9 +50,10 @@ class _Seen:
 def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
     """Bring the images table up to date with the pool's files.
 
-    New content becomes a row (quarantined with a reason where it cannot be decoded); a file whose bytes changed becomes
-    a new row and supersedes the old one; a file that is gone is marked missing and comes back when it returns. Commits
-    after every chunk of files it has read. Raises NotReadyError where there is not one file.
+    New content becomes a row (quarantined with a reason where it cannot be decoded); a file whose bytes changed becomes a
+    new row and supersedes the old one; a file that is gone is marked missing and comes back when it returns; what lies in a
+    folder that may not be looked into stays as it is. Commits after every chunk of files it has read. Raises NotReadyError
+    where there is not one file.
 
     A file whose size and stamp are as they were when it was last read is not read again, unless `full`. Memory grows with
     the pool by a bit an image.
@@ -85,13 +86,14 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
 def _is_settled(file: SourceFile, known: Sequence[KnownFile]) -> bool:
     """Whether these are the bytes that were read last, and what came of them cannot have changed since.
 
-    Not so for what was set aside after it had been decoded (its disk may be back), for what was never read (a limit, no
-    permission), nor for what is not this file's present content.
+    Not so for what was set aside after it had been decoded (its disk may be back), for what was never read (no permission),
+    for what was over a limit, which may have been raised, nor for what is not this file's present content.
     """
     if file.stamp is None:
         return False
     for row in known:
-        final = row.status == ImageStatus.ACTIVE or (row.status == ImageStatus.QUARANTINED and not row.decodes and row.sha256)
+        bad = row.status == ImageStatus.QUARANTINED and not row.decodes and row.sha256 and not row.limited
+        final = row.status == ImageStatus.ACTIVE or bad
         if final and (row.size, row.stamp) == (file.size, file.stamp):
             return True
     return False
@@ -123,7 +125,7 @@ def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 def _look(workspace: Workspace, file: SourceFile, known: Sequence[KnownFile]) -> _Seen:
-    """Read and hash a file; decode it only where these bytes were never seen."""
+    """Read and hash a file; decode it only where these bytes were never seen, or were over a limit."""
     limits = workspace.settings.pool
     if file.size > limits.max_bytes:
         problem = f"file has {file.size} bytes, more than the {limits.max_bytes} allowed; shrink it or raise [pool] max_bytes"
@@ -133,7 +135,7 @@ def _look(workspace: Workspace, file: SourceFile, known: Sequence[KnownFile]) ->
     except ImageError as error:
         return _Seen(file, known, file.size, "", None, str(error))
     digest = hashlib.sha256(data).hexdigest()
-    if any(row.sha256 == digest for row in known):
+    if any(row.sha256 == digest and (row.decodes or not row.limited) for row in known):
         return _Seen(file, known, len(data), digest, None, None)
     try:
         return _Seen(file, known, len(data), digest, probe(data, max_pixels=limits.max_pixels), None)
@@ -147,7 +149,7 @@ def _register(session: Session, seen: _Seen, group: str | None) -> str:
     others = [row.id for row in seen.known if row is not seen.same and row.status not in retired]
     images.retire(session, others, ImageStatus.SUPERSEDED)
     if seen.same is not None:
-        return _see_again(session, seen.same)
+        return _see_again(session, seen.same, seen.info)
     # New content is a new image: unlabelled, whatever the old one was.
     session.add(
         Image(
@@ -166,13 +168,17 @@ def _register(session: Session, seen: _Seen, group: str | None) -> str:
     return "new" if seen.info else "quarantined"
 
 
-def _see_again(session: Session, known: KnownFile) -> str:
+def _see_again(session: Session, known: KnownFile, info: ImageInfo | None) -> str:
+    """info: of bytes that decode now and did not before."""
     # Its bytes were just read, and that they once decoded means: what set it aside since (a disk away) is over.
-    if known.status == ImageStatus.ACTIVE or (known.status == ImageStatus.QUARANTINED and not known.decodes):
+    decodes = known.decodes or info is not None
+    if known.status == ImageStatus.ACTIVE or (known.status == ImageStatus.QUARANTINED and not decodes):
         return "unchanged"
     held = session.get_one(Image, known.id)
-    held.status = ImageStatus.ACTIVE if known.decodes else ImageStatus.QUARANTINED
-    held.reason = None if known.decodes else held.reason
+    if info is not None:
+        held.width, held.height = info.width, info.height
+    held.status = ImageStatus.ACTIVE if decodes else ImageStatus.QUARANTINED
+    held.reason = None if decodes else held.reason
     return "returned"
 
 
@@ -186,6 +192,9 @@ def _mark_missing(workspace: Workspace, listed: IdSet, newest: int) -> int:
     prefix = workspace.settings.images_uri.rstrip("/") + "/"
     with workspace.database.read() as session:
         gone = [image_id for image_id in images.present(session, prefix) if image_id <= newest and image_id not in listed]
+        refs = images.refs(session, gone)
+    hidden = workspace.pool_source.hidden(ref.uri for ref in refs.values())
+    gone = [image_id for image_id in gone if refs[image_id].uri not in hidden]
     if gone:
         with workspace.database.write() as session:
             images.retire(session, gone, ImageStatus.MISSING)

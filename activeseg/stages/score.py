@@ -170,13 +170,13 @@ class _Pass:
             return True
         if self.budget.images is not None:
             return self.taken < self.budget.images
-        under_way = self.taken + 1 - self.pace.images
-        return self.pace.images == 0 or self._seconds_left() >= under_way * self._seconds_each()
+        finished = self._finished()
+        return finished == 0 or self._seconds_left() >= (self.taken + 1 - finished) * self._seconds_each()
 
     def _left(self) -> float:
         """Images still to come, as far as can be told."""
-        left = float(self.run.images_planned - self.pace.images)
-        if self.budget and self.budget.seconds is not None and self.pace.images:
+        left = float(self.run.images_planned - self._finished())
+        if self.budget and self.budget.seconds is not None and self._finished():
             left = min(left, self._seconds_left() / self._seconds_each())
         return max(0.0, left)
 
@@ -185,7 +185,11 @@ class _Pass:
         return float("inf") if allowed is None else allowed - (time.monotonic() - self.started)
 
     def _seconds_each(self) -> float:
-        return (time.monotonic() - self.pace.started) / self.pace.images
+        return (time.monotonic() - self.pace.started) / self._finished()
+
+    def _finished(self) -> int:
+        """Images that take no more time: computed, or found to be unreadable."""
+        return self.pace.images + self.pace.failed
 
     def _write(self, chunk: Chunk) -> None:
         good = [item for item in chunk if isinstance(item, ImageScore)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,9 @@ class ImageSource(Protocol):
 
     def read(self, uri: str) -> bytes:
         """The bytes of one file. Raises ImageError where this file cannot be read, ConfigError where none can."""
+
+    def hidden(self, uris: Iterable[str]) -> set[str]:
+        """Those of these unlisted files that may be there all the same: this user may not look."""
 
 
 def is_listed(relative: str) -> bool:

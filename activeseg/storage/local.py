@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
@@ -17,6 +18,9 @@ _SCHEME = "file://"
 
 SETTLED_SECONDS = 2.0
 """Age from which a time of change says that the bytes are the same: no file system in use counts time more coarsely (FAT)."""
+
+# A link that leads nowhere or round, a name that is too long: and, for `LocalSource.hidden` to tell, no permission to look.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class LocalSource:
     root: Path
 
     def files(self) -> Iterator[SourceFile]:
-        """Images sorted by path. Raises ConfigError where the folder is gone or holds nothing but links out of it.
+        """Images sorted by path. Raises ConfigError where the folder is gone, the disk fails or it holds nothing
+        but links out of it.
 
         A file's stamp is its time of change in nanoseconds. None for one changed in the last seconds by this machine's clock,
         or in the future: it may be written to once more within what the file system counts as the same moment. (A share whose
@@ -43,7 +48,7 @@ class LocalSource:
         for path in _walk(self.root):
             if os.path.islink(path) and not self._contains(path):
                 outside = path
-            elif (status := _regular(path)) is not None:
+            elif (status := _listed(path)) is not None:
                 found = True
                 yield SourceFile(path_to_uri(path), status.st_size, _stamp(status))
         if outside and not found:
@@ -61,6 +66,18 @@ class LocalSource:
             return path.read_bytes()
         except OSError as error:
             raise ImageError(f"{uri} cannot be read: {error.strerror}") from error
+
+    def hidden(self, uris: Iterable[str]) -> set[str]:
+        """Those of these unlisted files that lie in a folder this user may not list or enter."""
+        closed: dict[Path, bool] = {self.root.parent: False}
+
+        def is_closed(folder: Path) -> bool:
+            if folder not in closed:
+                closed[folder] = not _may_list(folder) or is_closed(folder.parent)
+            return closed[folder]
+
+        below = {uri: path for uri in uris if self.root in (path := uri_to_path(uri)).parents}
+        return {uri for uri, path in below.items() if is_closed(path.parent) or not _may_look(path)}
 
     def _contains(self, path: str | Path) -> bool:
         root = os.path.realpath(self.root)
@@ -116,13 +133,41 @@ def _names(folder: str | Path) -> Iterator[str]:
         raise ConfigError(f"image folder {folder} cannot be listed: {error.strerror}") from error
 
 
+def _listed(path: str) -> os.stat_result | None:
+    try:
+        return _regular(path)
+    except OSError as error:  # as in `_names`: what the disk fails to tell has not vanished
+        raise ConfigError(f"image folder {os.path.dirname(path)} cannot be listed: {error.strerror} ({path})") from error
+
+
 def _regular(path: str | Path) -> os.stat_result | None:
-    """The state of a regular file; None where there is none, or a pipe, whose reader would wait for ever."""
+    """The state of a regular file; None where there is none, or a pipe, whose reader would wait for ever.
+
+    Raises OSError where the disk does not say.
+    """
     try:
         status = os.stat(path)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
     return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _may_list(folder: Path) -> bool:
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        return not isinstance(error, PermissionError)
+    return True
+
+
+def _may_look(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return not isinstance(error, PermissionError)
+    return True
 
 
 def _stamp(status: os.stat_result) -> str | None:

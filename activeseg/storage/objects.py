@@ -7,7 +7,7 @@ AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME, ..
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -66,6 +66,10 @@ class ObjectSource:
         except OSError as error:
             # A store that is down says nothing about this image: quarantining it would empty the pool.
             raise self._unreachable(error) from error
+
+    def hidden(self, uris: Iterable[str]) -> set[str]:
+        """None: a store lists everything or nothing."""
+        return set()
 
     def _unreachable(self, error: OSError) -> ConfigError:
         return ConfigError(f"cannot read {self.url}: {error}; check name, network, region and credentials")

@@ -11,6 +11,8 @@ from activeseg.db.database import SCHEMA_REVISION
 from tests.cli.commands import PROGRAM, CommandLine
 from tests.cli.conftest import write_configuration
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> CommandLine:

@@ -7,6 +7,8 @@ import pytest
 
 from tests.cli.commands import PROGRAM, CommandLine
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "torchvision", "label_studio_sdk", "cv2", "matplotlib", "alembic")
 SHOW_MODULES = """
 import atexit, sys

@@ -57,6 +57,12 @@ def test_a_new_file_loads_and_sets_the_two_given_keys(tmp_path: Path) -> None:
     assert settings.root == tmp_path
 
 
+@pytest.mark.parametrize("named", ["/data/my pool", "/data/", "/data/old/../my pool", "file:///data/my%20pool"])
+def test_a_pool_folder_is_told_as_the_uris_of_its_images_begin(tmp_path: Path, named: str) -> None:
+    expected = "/data" if named == "/data/" else "/data/my pool"
+    assert load(tmp_path, f'[pool]\nimages = "{named}"\n').images_uri == expected
+
+
 def test_a_new_file_names_every_key_but_the_secrets() -> None:
     sections = {name: field.annotation for name, field in Settings.model_fields.items() if name != "root"}
     known = [

@@ -71,6 +71,7 @@ def test_bootstrap_difference_is_that_of_the_dataset_metrics() -> None:
     assert result.difference == pytest.approx(whole[1] - whole[0])
 
 
+@pytest.mark.slow
 def test_bootstrap_equals_resampling_by_hand() -> None:
     """The same intervals, within sampling error, from drawing masks and counting them again."""
     prediction, truth = random_masks(6, images=6)

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassCalibrationError
 
 from activeseg.core.calibration import BINS, Calibration
 from activeseg.errors import ConfigError, MaskError
@@ -25,6 +24,7 @@ def random_batch(seed: int, *shape: int, scale: float = 2.0) -> tuple[torch.Tens
     return logits, truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_figures_equal_those_of_torch_and_torchmetrics(seed: int) -> None:
     """cross_entropy and MulticlassCalibrationError are implementations that share nothing with ours."""
@@ -33,6 +33,8 @@ def test_figures_equal_those_of_torch_and_torchmetrics(seed: int) -> None:
     for one, true in zip(logits, truth, strict=True):  # streamed
         calibration.update(one[None], true[None])
     figures = calibration.compute()
+    from torchmetrics.classification import MulticlassCalibrationError  # seconds to import
+
     error = MulticlassCalibrationError(6, n_bins=15, norm="l1", ignore_index=255)
     error.update(logits, truth)
     assert BINS == 15
@@ -62,6 +64,7 @@ def test_the_reliability_table_equals_counting_by_hand() -> None:
     assert bins[0].count == 0  # four classes: never below a quarter
 
 
+@pytest.mark.slow
 def test_overlapping_classes_are_binary_decisions() -> None:
     logits = torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(0)) * 2
     truth = (torch.rand(2, 3, 8, 9, generator=torch.Generator().manual_seed(1)) < 0.4).to(torch.uint8)
@@ -75,6 +78,8 @@ def test_overlapping_classes_are_binary_decisions() -> None:
     assert figures.nll == pytest.approx(F.binary_cross_entropy_with_logits(z, y).item(), rel=1e-6)
     # As classes no and yes of one decision each, by an implementation that knows nothing of overlap.
     p = torch.sigmoid(z)
+    from torchmetrics.classification import MulticlassCalibrationError  # seconds to import
+
     error = MulticlassCalibrationError(2, n_bins=15, norm="l1")
     error.update(torch.stack([1 - p, p], dim=1).float(), y.long())
     assert figures.ece == pytest.approx(error.compute().item(), rel=1e-5)
@@ -82,7 +87,7 @@ def test_overlapping_classes_are_binary_decisions() -> None:
     assert not any(one.count for one in figures.bins if one.high <= 0.5)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2)], ids=["lines", "channels last", "columns"])
 def test_overlapping_classes_are_counted_a_channel_at_a_time(order: tuple[int, ...]) -> None:
     """The decisions of all channels at once, with their places and weights, would take many times the logits."""

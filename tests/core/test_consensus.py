@@ -43,6 +43,7 @@ def pixel_by_pixel(masks: list[Mask]) -> Mask:
     return outcome
 
 
+@pytest.mark.slow
 @given(several(1))
 def test_the_majority_is_what_counting_pixel_by_pixel_gives(masks: list[Mask]) -> None:
     found = majority(masks)
@@ -50,6 +51,7 @@ def test_the_majority_is_what_counting_pixel_by_pixel_gives(masks: list[Mask]) -
     assert np.array_equal(found, pixel_by_pixel(masks))
 
 
+@pytest.mark.slow
 @given(several(1), st.randoms())
 def test_the_order_of_annotators_does_not_matter(masks: list[Mask], random: object) -> None:
     shuffled = list(masks)
@@ -57,12 +59,14 @@ def test_the_order_of_annotators_does_not_matter(masks: list[Mask], random: obje
     assert np.array_equal(majority(shuffled), majority(masks))
 
 
+@pytest.mark.slow
 @given(several(1))
 def test_of_one_mask_many_times_it_is_that_mask(masks: list[Mask]) -> None:
     assert np.array_equal(majority([masks[0]] * 3), masks[0])
     assert agreement([masks[0]] * 3) == [1.0] * 3
 
 
+@pytest.mark.slow
 @given(several(2))
 def test_agreement_is_the_mean_share_of_equal_pixels_with_each_other_mask(masks: list[Mask]) -> None:
     flat = [mask.reshape(-1, *mask.shape[-2:]) for mask in masks]

@@ -350,6 +350,7 @@ def test_adding_a_constant_to_all_logits_changes_nothing(array: Array, shift: fl
     torch.testing.assert_close(entropy_map(logits + per_pixel), entropy_map(logits), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(logit_arrays, st.randoms(use_true_random=False))
 def test_order_of_channels_and_pixels_does_not_matter(array: Array, chance: random.Random) -> None:
@@ -362,6 +363,7 @@ def test_order_of_channels_and_pixels_does_not_matter(array: Array, chance: rand
     torch.testing.assert_close(after.channel_entropy_sum, before.channel_entropy_sum[:, channels], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(logit_arrays)
 def test_channel_sums_and_grid_add_up_for_any_logits(array: Array) -> None:

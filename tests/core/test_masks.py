@@ -37,6 +37,7 @@ def test_classes_that_are_not_asked_for_are_left_out():
     assert [index for index, _ in split_regions(mask, (2, 0, 9))] == [2, 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(masks)
 def test_components_agree_with_scipy(mask):
@@ -49,6 +50,7 @@ def test_components_agree_with_scipy(mask):
     assert pairs.shape[1] == ours.max() + 1 == len(np.unique(expected))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(masks, st.integers(1, 6))
 def test_no_speck_stays_and_large_components_only_grow(mask, min_pixels):

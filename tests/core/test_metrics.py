@@ -10,15 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassJaccardIndex,
-    MultilabelAccuracy,
-    MultilabelF1Score,
-    MultilabelJaccardIndex,
-    MultilabelRecall,
-)
 
 from activeseg.core.labels import LabelSet
 from activeseg.core.metrics import ConfusionMatrix, OverlapCounts, class_iou, mean_iou, smoothed
@@ -69,16 +60,19 @@ def test_metrics_equal_a_naive_loop(seed: int, ignored: int | None) -> None:
     assert all(math.isnan(figures[4]) for figures in (metrics.iou, metrics.dice, metrics.accuracy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [None, 1])
 def test_metrics_equal_torchmetrics_over_the_whole_dataset(ignored: int | None) -> None:
+    from torchmetrics import classification  # seconds to import
+
     """By its classification metrics, which keep one confusion matrix; its segmentation MeanIoU averages samples."""
     predictions, truths = random_masks(7)
     ours = ConfusionMatrix(6, ignored)
     theirs = {
-        "iou": MulticlassJaccardIndex(6, average="none", ignore_index=ignored),
-        "dice": MulticlassF1Score(6, average="none", ignore_index=ignored),
-        "pixel_accuracy": MulticlassAccuracy(6, average="micro", ignore_index=ignored),
-        "accuracy": MulticlassAccuracy(6, average="none", ignore_index=ignored),
+        "iou": classification.MulticlassJaccardIndex(6, average="none", ignore_index=ignored),
+        "dice": classification.MulticlassF1Score(6, average="none", ignore_index=ignored),
+        "pixel_accuracy": classification.MulticlassAccuracy(6, average="micro", ignore_index=ignored),
+        "accuracy": classification.MulticlassAccuracy(6, average="none", ignore_index=ignored),
     }
     for prediction, truth in zip(predictions, truths, strict=True):
         ours.update(prediction, truth)
@@ -128,7 +122,7 @@ def test_an_ignored_value_that_the_dtype_cannot_hold_ignores_nothing(dtype: type
     assert matrix.compute().truth_pixels == (1, 1, 1)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_read_only_arrays_are_counted_without_a_warning() -> None:
     mask = np.zeros((2, 2), np.uint8)
     mask.setflags(write=False)
@@ -243,16 +237,19 @@ def test_overlapping_classes_equal_a_naive_loop(seed: int) -> None:
     assert counts.decisions == total
 
 
+@pytest.mark.slow
 def test_overlapping_classes_equal_torchmetrics() -> None:
+    from torchmetrics import classification  # seconds to import
+
     prediction, truth = overlapping(9)
     counts = OverlapCounts(5)
     counts.update(prediction, truth)
     metrics = counts.compute()
     theirs = {
-        "iou": MultilabelJaccardIndex(5, average="none", ignore_index=255),
-        "dice": MultilabelF1Score(5, average="none", ignore_index=255),
-        "accuracy": MultilabelRecall(5, average="none", ignore_index=255),
-        "pixel_accuracy": MultilabelAccuracy(5, average="micro", ignore_index=255),
+        "iou": classification.MultilabelJaccardIndex(5, average="none", ignore_index=255),
+        "dice": classification.MultilabelF1Score(5, average="none", ignore_index=255),
+        "accuracy": classification.MultilabelRecall(5, average="none", ignore_index=255),
+        "pixel_accuracy": classification.MultilabelAccuracy(5, average="micro", ignore_index=255),
     }
     for name, metric in theirs.items():
         metric.update(prediction.long(), truth.long())
@@ -308,6 +305,7 @@ def test_classes_that_exclude_each_other_count_the_same_as_planes() -> None:
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 3))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(masks, st.randoms(use_true_random=False))
 def test_metrics_keep_their_bounds_and_do_not_depend_on_order(truth: Array, chance: Any) -> None:

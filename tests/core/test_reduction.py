@@ -278,7 +278,9 @@ def test_half_precision_is_widened_before_anything_else(way: str, dtype: torch.d
     logits = random_logits(1, 7, 8, 8).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         statistics = reduced(way, logits, TWICE)
-    assert statistics.entropy_sum == reduced(way, logits.float(), TWICE).entropy_sum
+    wide = reduced(way, logits.float(), TWICE)
+    for name in (*FLOATS, "region_entropy_sum"):
+        assert torch.equal(getattr(statistics, name), getattr(wide, name)), name
 
 
 @each_way
@@ -409,11 +411,10 @@ def test_a_gpu_reduction_that_does_not_compile_goes_on_without(
 
 @pytest.mark.slow
 @needs_compiler
-@both_heads
-def test_what_a_gpu_would_run_gives_the_same_numbers_compiled(sigmoid: bool) -> None:
+def test_what_a_gpu_would_run_gives_the_same_numbers_compiled() -> None:
     logits, large = random_logits(2, 5, 9, 13), Enlargement((72, 104), False, 70, 101)
-    coarse = made_ready(logits, large, sigmoid=sigmoid)
+    coarse = made_ready(logits, large, sigmoid=False)
     labels = coarse.empty_class_map()
     sums = whole_sums(coarse, labels, compiled=True)
     assert whole._refused == set()
-    check(as_statistics(sums, coarse, labels), enlarged(logits, large), sigmoid=sigmoid)
+    check(as_statistics(sums, coarse, labels), enlarged(logits, large), sigmoid=False)

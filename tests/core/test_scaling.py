@@ -54,6 +54,7 @@ def slow_restore(drawn: np.ndarray, shown: np.ndarray, full: np.ndarray) -> np.n
     return result
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the second implementation is slow on purpose
 @given(cases())
 def test_shrinking_takes_the_value_at_the_centre_of_each_pixel(case):
@@ -92,6 +93,7 @@ def test_the_restored_mask_shown_again_is_what_the_person_drew(case):
         assert np.array_equal(shrink_mask(restore_mask(drawn, full.shape[-2:], **context), size), drawn)
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the second implementation is slow on purpose
 @given(cases())
 def test_without_a_prediction_each_pixel_takes_what_was_drawn_over_it(case):

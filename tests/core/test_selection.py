@@ -27,6 +27,7 @@ def test_without_control_the_query_is_the_top_of_the_ranking() -> None:
     }
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 200), st.sampled_from([0.0, 1.0, 2.0])), unique_by=lambda pair: pair[0]),
@@ -79,6 +80,7 @@ def test_control_share_is_taken_of_the_images_there_are() -> None:
     assert (len(items), len(arm(items, "control"))) == (6, 3)
 
 
+@pytest.mark.slow
 def test_control_arm_is_an_unbiased_sample_of_the_whole_ranking() -> None:
     """Every image is drawn equally often, those at the top included."""
     rounds, drawn = 4000, 3
@@ -104,6 +106,7 @@ def test_control_arm_estimates_the_mean_score_of_the_pool() -> None:
     assert abs(sum(scores) / len(scores) - sum(pool) / len(pool)) < 4 * error
 
 
+@pytest.mark.slow
 def test_no_place_in_the_shown_order_tells_the_arm() -> None:
     """Over many seeds every place is equally likely to hold a control image."""
     rounds = 3000

@@ -32,6 +32,7 @@ def counted_at(database: Database, moment: datetime) -> set[tuple[int, str]]:
         return {(item.image.image_id, item.mask_location) for item in exports.counted_at(session, moment)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_any_history_is_seen_again_at_each_of_its_moments(database: Database, rows: Rows, seed: int) -> None:
     """New annotations, versions that arrive late or out of order, skips, quarantines, imports, consensus rows, deletions."""

@@ -67,6 +67,7 @@ def test_all_classes_rank_like_the_sum(database: Database, rows: Rows) -> None:
     assert pairs(ask(database, pool, class_indices=range(NUM_CLASSES))) == pairs(ask(database, pool))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [(), (0,), (0, 2)])
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_pages_put_together_are_the_whole(database: Database, rows: Rows, classes: tuple[int, ...], size: int) -> None:

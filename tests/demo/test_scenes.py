@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,8 @@ from activeseg.records import InputPolicy
 
 VOID = SCENE_CLASSES.index_of("void")
 CPU = torch.device("cpu")
-STEPS = 600
-"""What the first checkpoint and the demo's rounds train together, roughly; about a minute on two free cores."""
+STEPS = 450
+"""Fewer than the demo trains in all; mIoU is then 0.04 and the correlation 0.14 above what is asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +57,14 @@ def test_a_tiny_scene_is_refused() -> None:
         draw_scene(1, width=16)
 
 
+@pytest.mark.slow
 def test_masks_hold_classes_only_and_every_class_is_seen_somewhere(scenes: list[Scene]) -> None:
     counts = sum(np.bincount(scene.mask.ravel(), minlength=256) for scene in scenes)
     assert counts[12:].sum() == 0
     assert (counts[:12] > 0).all()
 
 
+@pytest.mark.slow
 def test_large_things_are_common_and_small_ones_rare(scenes: list[Scene]) -> None:
     counts = sum(np.bincount(scene.mask.ravel(), minlength=12) for scene in scenes)
     share = dict(zip(SCENE_CLASSES.names, counts / counts.sum(), strict=True))
@@ -72,17 +73,20 @@ def test_large_things_are_common_and_small_ones_rare(scenes: list[Scene]) -> Non
     assert any(not (scene.mask == SCENE_CLASSES.index_of("pedestrian")).any() for scene in scenes)
 
 
+@pytest.mark.slow
 def test_road_lies_below_the_sky(scenes: list[Scene]) -> None:
     for scene in scenes:
         sky, road = (np.nonzero(scene.mask == SCENE_CLASSES.index_of(name))[0] for name in ("sky", "road"))
         assert not sky.size or not road.size or sky.mean() < road.mean()
 
 
+@pytest.mark.slow
 def test_scenes_differ_strongly_in_light(scenes: list[Scene]) -> None:
     brightness = np.array([scene.image.mean() for scene in scenes])
     assert brightness.max() > 2 * brightness.min()
 
 
+@pytest.mark.slow
 def test_frames_of_a_clip_are_neighbours_but_not_equal() -> None:
     alike = [np.mean(draw_scene(seed).mask == draw_scene(seed, frame=1).mask) for seed in range(12)]
     apart = [np.mean(draw_scene(seed).mask == draw_scene(seed + 100).mask) for seed in range(12)]
@@ -175,10 +179,7 @@ def _train(scenes: list[Scene]) -> Segmenter:
     module = build_model(model.architecture, SCENE_CLASSES.num_classes, width=model.width, decoder_stride=model.decoder_stride)
     segmenter = Segmenter(spec, module, "test")
     config = DEMO_RECIPE.training.model_copy(update={"steps": STEPS})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)  # the one training in the suite that is worth them
     fit(segmenter, _labeled(scenes), config, device=CPU, precision="float32")
-    torch.set_num_threads(threads)
     return segmenter
 
 

@@ -23,6 +23,8 @@ from activeseg.explain.figures import PanelRow, class_table, curve_figure, entro
 from activeseg.explain.heatmap import Scale, heatmap
 from activeseg.explain.overlay import UNLABELED_COLOR, colorize
 
+pytestmark = pytest.mark.slow
+
 
 def label_set(count: int, words: str = "class") -> LabelSet:
     return LabelSet(tuple(f"{words} {i}" for i in range(count)), voc_palette(count + 1)[1:])

@@ -48,6 +48,7 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         image_scores(np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8), OVERLAPPING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), (40, 900), (900, 40), (120, 160)])
 @pytest.mark.parametrize("words", ["c", "a class with a very long name indeed, much longer than others"])
 def test_any_image_with_60_classes_gives_a_figure_and_a_sheet(size: tuple[int, int], words: str) -> None:

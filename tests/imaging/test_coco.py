@@ -68,6 +68,7 @@ def test_polygons_cover_the_pixels_that_the_coco_api_gives_them(data: st.DataObj
     assert np.array_equal(draw_polygons(polygons, (height, width)), expected.astype(bool))
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40) | st.binary(max_size=40).map(lambda data: data.decode("latin-1")))
 def test_whatever_text_comes_is_a_mask_of_this_size_or_an_error(text: str) -> None:
     with suppress(MaskError):
@@ -156,6 +157,7 @@ def test_overlapping_planes_come_back_too(planes: np.ndarray) -> None:
     assert np.array_equal(file.mask("a.png", planes.shape[1:], OVERLAP, fill=0), planes)
 
 
+@pytest.mark.slow
 @given(INDICES)
 def test_area_and_box_are_what_the_coco_api_measures(mask: np.ndarray) -> None:
     for annotation in written({"a.png": mask}, CLASSES)["annotations"]:

@@ -16,6 +16,7 @@ def by_numpy(given: np.ndarray, min_pixels: int) -> np.ndarray:
     return np.stack([despeckle(plane.astype(np.uint8), min_pixels).astype(bool) for plane in given])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(planes, st.integers(0, 9))
 def test_each_plane_is_what_the_index_masks_way_makes_of_it(given, min_pixels):

@@ -66,6 +66,7 @@ def peak_of(call) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(bool_masks)
 def test_a_mask_survives_and_pillow_sees_it_black_on_nothing(mask):
@@ -97,6 +98,7 @@ def test_a_browsers_rgba_is_cut_at_half_opacity_whatever_its_row_filters(values,
     assert np.array_equal(by_pillow(url), values[..., 3] > 127)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(bool_masks, st.data())
 def test_one_bit_pngs_are_read_whatever_their_row_filters_and_transparency(mask, data):
@@ -122,6 +124,7 @@ def test_every_kind_of_png_means_what_pillow_makes_of_it(mode, transparency):
     assert np.array_equal(decode_bitmask(url, 7, 9), by_pillow(url))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth_and_color", [(8, 6), (1, 3), (8, 0)])
 def test_pixels_that_unpack_to_more_than_their_size_are_refused_without_unpacking_them(depth_and_color):
     packer = zlib.compressobj(9)
@@ -136,6 +139,7 @@ def test_pixels_that_unpack_to_more_than_their_size_are_refused_without_unpackin
     assert peak_of(decode) < 2_000_000 + 3 * len(url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"tEXt"])
 def test_texts_and_profiles_that_unpack_to_gigabytes_are_never_looked_at(kind):
     mask = np.eye(20, dtype=bool)
@@ -196,6 +200,7 @@ def test_what_is_no_whole_png_of_the_images_size_is_refused_with_the_reason(url,
         decode_bitmask(url, 6, 6)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(pictures, st.data())
 def test_damaged_files_give_a_mask_of_the_right_size_or_are_refused(values, data):

@@ -58,6 +58,7 @@ def without_redundant_byte(ours: list[int], theirs: list[int]) -> list[int]:
     return theirs[:-1] if len(theirs) == len(ours) + 1 and theirs[-1] == 0 else theirs
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(bool_masks)
 def test_bytes_equal_the_sdks_and_either_decoder_reads_them(mask):
@@ -94,6 +95,7 @@ def test_soft_edges_and_literals_are_cut_at_half_opacity(values):
     assert np.array_equal(decode_rle(rle, *values.shape[:2]), values[..., 3] > 127)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(4))), st.integers(1, 40), st.data())
 def test_any_records_of_any_run_sizes_say_the_same_read_in_blocks_of_any_length(values, block, data):
@@ -145,6 +147,7 @@ def test_a_stream_longer_than_its_pixels_can_need_is_refused_before_it_is_copied
     assert peak_of(decode) < 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [0, 1], ids=["literals", "runs"])
 def test_records_of_a_single_value_each_take_little_more_than_the_mask(flag):
     values = 4 * 120 * 120
@@ -154,6 +157,7 @@ def test_records_of_a_single_value_each_take_little_more_than_the_mask(flag):
     assert peak_of(lambda: decode_rle(rle, 120, 120)) < len(rle) + values // 4 + 4_000_000
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(bool_masks, st.data())
 def test_a_damaged_stream_gives_a_mask_of_the_right_size_or_is_refused(mask, data):

@@ -72,6 +72,7 @@ def peak_of(call: Any) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(trees, st.booleans())
 def test_any_json_is_a_mask_or_refused(tree, overlap):
@@ -79,6 +80,7 @@ def test_any_json_is_a_mask_or_refused(tree, overlap):
     read([tree], overlap=overlap)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["brush", "bitmask"])
 @settings(max_examples=120, deadline=None)
 @given(data=st.data())
@@ -95,6 +97,7 @@ DEEP = (("type",), ("value",), ("value", "rle"), ("value", "brushlabels"), ("val
         ("image_rotation",), ("origin",))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [900, 100_000])
 @pytest.mark.parametrize("place", DEEP)
 def test_nesting_deeper_than_the_stack_is_refused(place, depth):
@@ -138,7 +141,7 @@ def test_nesting_deeper_than_the_stack_is_refused(place, depth):
         ({"type": "bitmasklabels", "value": {"bitmasklabels": ["sky"]}}, "a bitmask must be"),
         ({"type": "bitmasklabels", "value": {"bitmasklabels": ["sky"], "imageDataURL": {}}}, "a bitmask must be"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],  # some are megabytes
 )  # fmt: skip
 def test_what_does_not_describe_the_image_is_refused_with_its_place_and_a_short_reason(change, reason):
     result = [*RESULTS["brush"][:2], RESULTS["brush"][2] | change]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +132,7 @@ def test_fewer_task_numbers_than_tasks_is_a_doubt():
         server.client().import_tasks(1, [{"data": {}}, {"data": {}}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [a for a in LOST if not isinstance(a, httpx.Response) or a.status_code == 504], ids=repr)
 def test_making_a_project_is_never_repeated_by_the_sdk_either(answer):
     def script(request: httpx.Request) -> Answer:
@@ -370,3 +372,21 @@ def test_a_project_of_this_title_with_another_screen_is_refused(config, error, r
 
     with pytest.raises(error, match=reason):
         Server(script).client().ensure_project("ours", LABELS, "brush")
+
+
+def test_uploads_are_cut_before_the_server_finds_them_too_large(monkeypatch):
+    monkeypatch.setattr("activeseg.labelstudio.client._UPLOAD_BYTES", 10)
+    stored: list[str] = []
+
+    def script(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=[{"id": n, "file": stored[n]} for n in json.loads(request.url.params["ids"])])
+        names = re.findall(rb'filename="([^"]+)"', request.read())
+        stored.extend(name.decode() for name in names)
+        return httpx.Response(201, json={"file_upload_ids": list(range(len(stored) - len(names), len(stored)))})
+
+    server = Server(script)
+    files = [("a.png", bytes(4)), ("b.png", bytes(6)), ("c.png", bytes(1)), ("d.png", bytes(40)), ("e.png", b"")]
+    assert server.client().upload_files(1, files) == [f"/data/{name}" for name, _ in files]
+    posted = [re.findall(rb'filename="(.)', call.read()) for call in server.calls if call.method == "POST"]
+    assert posted == [[b"a", b"b"], [b"c"], [b"d"], [b"e"]]

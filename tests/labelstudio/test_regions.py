@@ -56,6 +56,7 @@ def test_planes_survive_with_their_overlaps(kind, mask):
     assert drawn.regions == int(mask.any(axis=(1, 2)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None)
 @given(parts=st.lists(planes, min_size=1, max_size=3), data=st.data())
@@ -129,6 +130,7 @@ def test_of_two_predictions_a_person_edited_the_first_one_wins_as_on_the_screen(
     assert (drawn.regions, drawn.changed) == (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None)
 @given(

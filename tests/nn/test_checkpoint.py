@@ -35,6 +35,7 @@ def test_a_checkpoint_gives_back_the_same_network(make_segmenter) -> None:
         assert torch.equal(loaded.module(x)["out"], segmenter.module.eval()(x)["out"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [
@@ -114,6 +115,7 @@ def test_bare_weights_and_future_formats_are_told_apart(make_segmenter) -> None:
         load_checkpoint(future, model_version="m1", device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w}, lambda w: {"model": w, "epoch": 3}])
 def test_foreign_state_dicts_become_safetensors(tmp_path: Path, wrap) -> None:
     weights = mobilenet_v2(weights=None, width_mult=0.25, num_classes=3).state_dict()

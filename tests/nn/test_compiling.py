@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from activeseg.core.enlarging import Enlargement
 from activeseg.core.reduction import can_compile
-from activeseg.nn.compiling import Cost, Ledger, Takeover
+from activeseg.nn.compiling import Cost, Ledger, Takeover, compile_module
 from activeseg.nn.infer import score_images
 from activeseg.nn.network import Network
 from activeseg.nn.pace import Pace
-from activeseg.records import ImageScore
+from activeseg.nn.scoring import PixelsToLogits
+from activeseg.records import ImageScore, InputPolicy
 from tests.nn.test_infer import SIZES, read, refs
 
 LANDSCAPE, PORTRAIT = (4, 3, 6, 8), (4, 3, 8, 6)
@@ -139,6 +140,46 @@ class Tiny(Network):
 
     def enlargement(self, height: int, width: int) -> Enlargement:
         return Enlargement((height, width), False, height, width)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(can_compile() is not None, reason=str(can_compile()))
+def test_weights_are_constants_of_the_compiled_network_and_another_network_has_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)  # as if eight networks had been before
+    pixels = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8)
+    for _ in range(2):  # the next champion, in the same process
+        network = PixelsToLogits(Tiny().eval(), InputPolicy())
+        compiled = compile_module(network, None)
+        with torch.inference_mode():
+            expected = network(pixels)
+            assert torch.allclose(compiled(pixels), expected, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            network.network.layers[0].weight.mul_(2)
+        with torch.inference_mode():
+            assert not torch.allclose(network(pixels), expected, rtol=1e-2)
+            assert torch.allclose(compiled(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(can_compile() is not None, reason=str(can_compile()))
+def test_the_reduction_is_built_once_and_serves_from_the_first_image_unless_nothing_is_to_be_compiled(
+    make_segmenter: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set so that its absence is restored")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    scored = {
+        mode: next(
+            score_images(make_segmenter(), refs(1), read, device=torch.device("cpu"), compile=mode, cache=tmp_path / mode)
+        )
+        for mode in ("never", "auto")
+    }
+    assert isinstance(scored["never"], ImageScore)
+    assert isinstance(scored["auto"], ImageScore)
+    assert scored["auto"].entropy_sum == pytest.approx(scored["never"].entropy_sum, rel=1e-4)
+    assert not (tmp_path / "never").exists()
+    assert len(list((tmp_path / "auto").glob("reduction-*.so"))) == 1
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from activeseg.nn.snapshot import Progress
 from activeseg.nn.zoo import build_model
 from activeseg.records import InputPolicy
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -17,6 +17,8 @@ from activeseg.nn.infer import predict_masks, score_images
 from activeseg.nn.scoring import pack, unpack
 from activeseg.records import ImageRef, ImageScore, ScoreFailure
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SIZES = [(48, 64), (40, 50), (48, 64), (33, 90), (48, 64), (40, 50), (1, 1), (48, 64)]
 
@@ -281,6 +283,11 @@ def test_out_of_memory_halves_the_batch_and_loses_no_image(make_segmenter, monke
     assert [one.entropy_sum for one in found] == pytest.approx([one.entropy_sum for one in expected], rel=1e-5)
     assert asked[:4] == [8, 4, 2, 2]
     assert max(asked[7:]) == 2  # what did not fit once is not tried again
+
+
+def test_libraries_say_in_their_own_words_that_memory_is_short() -> None:
+    assert batches.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not batches.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_an_image_too_large_for_the_memory_fails_alone_and_last(make_segmenter, monkeypatch) -> None:

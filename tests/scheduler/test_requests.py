@@ -104,6 +104,7 @@ def test_a_hint_that_comes_while_the_pull_runs_is_pulled_after_it_rested(
     assert len(runs()) == 2
 
 
+@pytest.mark.slow
 def test_people_who_submit_all_the_time_do_not_keep_the_pull_running_all_the_time(
     database: Database, pulling: Any, runs: Runs, clock: Any
 ) -> None:

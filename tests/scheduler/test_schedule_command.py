@@ -16,6 +16,8 @@ from activeseg.cli import main
 from activeseg.db.database import Database
 from activeseg.db.models import JobRun
 
+pytestmark = pytest.mark.slow
+
 Configure = Callable[[str], None]
 Run = Callable[..., tuple[object, str, str]]
 Runs = Callable[[], list[JobRun]]

@@ -25,6 +25,8 @@ from activeseg.db.models import JobOutcome, JobRun, ScheduleSlot
 from activeseg.errors import LabelStudioUnreachable
 from activeseg.scheduler import Job, Scheduler
 
+pytestmark = pytest.mark.slow
+
 NIGHT = datetime(2025, 6, 3, 2, tzinfo=UTC)
 Runs = Callable[[], list[JobRun]]
 Nightly = Callable[..., Scheduler]

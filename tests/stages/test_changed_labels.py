@@ -65,7 +65,7 @@ def without_their_number(planes: npt.NDArray[np.bool_]) -> bytes:
 def planes_on_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stored planes say how many they are, or do not."""
     if not request.param:
-        monkeypatch.setattr("activeseg.workspace.encode_planes", without_their_number)
+        monkeypatch.setattr("activeseg.imaging.masks.encode_planes", without_their_number)
 
 
 @pytest.mark.usefixtures("planes_on_disk")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image as Pillow
 from activeseg.db import images
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, NotReadyError
+from activeseg.records import ImageRef
 from activeseg.stages.pool import sync_pool
 from activeseg.storage.sources import ImageSource, SourceFile, open_source
 from activeseg.workspace import Workspace
@@ -85,6 +88,41 @@ def test_images_over_a_limit_are_quarantined_and_name_the_setting(
     assert all(told in (image.reason or "") for image in rows(workspace).values())
 
 
+def test_images_that_were_over_a_limit_come_in_once_it_is_raised(make_workspace: Make, tmp_path: Path) -> None:
+    workspace = make_workspace(pool=2, pool_section={"max_pixels": 1000})
+    age(tmp_path / "pool")
+    sync_pool(workspace)
+    assert sync_pool(workspace).written == 0
+    limits = workspace.settings.pool.model_copy(update={"max_pixels": 10_000})
+    raised = replace(workspace, settings=workspace.settings.model_copy(update={"pool": limits}))
+    assert sync_pool(raised).details["returned"] == 2
+    found = [(image.status, image.reason, image.width, image.height) for image in rows(raised).values()]
+    assert found == [(ImageStatus.ACTIVE, None, 64, 48)] * 2
+
+
+def test_a_folder_that_may_not_be_listed_marks_nothing_missing(
+    make_sqlite_workspace: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_sqlite_workspace(pool=2)
+    clip = tmp_path / "pool" / "site" / "clip"
+    clip.mkdir(parents=True)
+    (tmp_path / "pool" / "ball_0001.png").rename(clip / "kept.png")
+    (clip / "gone.png").write_bytes(b"")
+    sync_pool(workspace)
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if os.fspath(path) == str(clip.parent):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert sync_pool(workspace).details["missing"] == 0
+    monkeypatch.undo()
+    (clip / "kept.png").unlink()
+    assert sync_pool(workspace).details["missing"] == 1
+
+
 def test_a_rotated_photograph_is_registered_as_it_is_seen(make_sqlite_workspace: Make, tmp_path: Path) -> None:
     workspace = make_sqlite_workspace(pool=1)
     exif = Pillow.Exif()
@@ -126,10 +164,10 @@ def rewrite(file: Path, *, to: bytes | None = None, keep_time: bool = True) -> N
         os.utime(file, ns=(before, before))
 
 
-def age(folder: Path) -> None:
-    """Make every file a minute older than it is."""
+def age(folder: Path, seconds: int = 60) -> None:
+    """Make every file older than it is."""
     for file in folder.iterdir():
-        moment = file.stat().st_mtime_ns - 60_000_000_000
+        moment = file.stat().st_mtime_ns - seconds * 10**9
         os.utime(file, ns=(moment, moment))
 
 
@@ -146,6 +184,9 @@ class Reads:
     def read(self, uri: str) -> bytes:
         self.names.append(Path(uri).name)
         return self.source.read(uri)
+
+    def hidden(self, uris: Iterable[str]) -> set[str]:
+        return self.source.hidden(uris)
 
 
 def reads_of(workspace: Workspace) -> list[str]:
@@ -167,10 +208,9 @@ def test_a_file_of_the_recorded_size_and_time_is_read_by_a_full_sync_only(make_w
     assert reads_of(workspace) == []
 
 
-def test_a_file_written_a_moment_ago_may_be_written_again_in_the_same_moment(
-    make_sqlite_workspace: Make, tmp_path: Path
-) -> None:
+def test_a_file_may_be_written_again_within_the_moment_it_was_read_in(make_sqlite_workspace: Make, tmp_path: Path) -> None:
     workspace = make_sqlite_workspace(pool=2)
+    age(tmp_path / "pool", seconds=-60)  # a time that has not settled yet, however long the test takes
     sync_pool(workspace)
     rewrite(tmp_path / "pool" / "ball_0001.png")
     assert sync_pool(workspace).written == 1
@@ -227,6 +267,19 @@ def test_a_pool_that_is_not_mounted_quarantines_nothing(make_sqlite_workspace: M
     with pytest.raises(ConfigError, match="mounted"):
         sync_pool(make_sqlite_workspace(pool=0, pool_section={"images": "gone"}))
     assert {image.status for image in rows(workspace).values()} == {ImageStatus.ACTIVE}
+
+
+@pytest.mark.parametrize("named", ["file://{folder}", "{folder}/../pool"])
+def test_a_pool_that_vanished_is_no_bad_image_however_its_folder_is_named(
+    make_sqlite_workspace: Make, tmp_path: Path, named: str
+) -> None:
+    folder = tmp_path / "pool"
+    workspace = make_sqlite_workspace(pool=1, pool_section={"images": named.format(folder=folder)})
+    sync_pool(workspace)
+    image = rows(workspace)["ball_0000.png"]
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="mounted"):
+        workspace.read_bytes(ImageRef(image.id, image.uri, image.sha256))
 
 
 def test_a_bad_group_pattern_is_a_setting_error(make_sqlite_workspace: Make) -> None:

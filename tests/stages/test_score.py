@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
 from activeseg.nn.data import to_input, to_pixels
 from activeseg.records import ImageScore
 from activeseg.stages.pool import sync_pool
-from activeseg.stages.score import score_pool
+from activeseg.stages.score import _Pass, score_pool
 from activeseg.workspace import Workspace
 from tests.factories import write_balls
 from tests.forked import exit_status
@@ -219,6 +220,25 @@ def test_a_budget_of_time_that_is_too_short_still_gets_on_and_the_setting_counts
     assert report.details["coverage"] == report.written / 60
     assert report.details["budget"] == "0.001s"
     assert score_pool(workspace, budget=Budget.parse("1h")).written == 60 - report.written
+
+
+def test_images_that_cannot_be_read_use_up_a_budget_of_time_too(scorable: Callable[..., Workspace], tmp_path: Path) -> None:
+    workspace = scorable(30, batch_size=1, chunk_size=2, readers=1)
+    for file in (tmp_path / "pool").iterdir():
+        file.write_bytes(b"not an image any more")
+    assert 0 < score_pool(workspace, budget=Budget.parse("0.001s")).failed < 30
+
+
+def test_a_time_budget_is_not_cut_short_by_images_that_could_not_be_read(
+    scorable: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed takes no more time: a budget of ten times what the whole pool takes is enough for it."""
+    workspace = scorable(40, batch_size=1, chunk_size=2, readers=1)
+    for number in range(30):
+        (tmp_path / "pool" / f"ball_{number:04d}.png").write_bytes(b"not an image any more")
+    monkeypatch.setattr(_Pass, "_seconds_left", lambda self: 10 * 40 * self._seconds_each() if self.pace.images else math.inf)
+    report = score_pool(workspace, budget=Budget.parse("1h"))
+    assert (report.written, report.failed) == (10, 30)
 
 
 def test_a_broken_image_in_the_middle_of_a_batch_is_set_aside_alone(scorable: Callable[..., Workspace], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.sources import SourceFile, open_source
+from activeseg.storage.sources import open_source
 
 
 @pytest.fixture
@@ -30,16 +30,18 @@ def listed(folder: Path | str) -> list[str]:
 
 def test_images_are_listed_by_path_with_their_size(folder: Path) -> None:
     expected = sorted(str(folder / name) for name in ("a.JPG", "b.png", "sub-1.webp", "sub/c d.tiff"))
-    assert list(open_source(str(folder)).files()) == [SourceFile(uri, os.path.getsize(uri)) for uri in expected]
+    files = open_source(str(folder)).files()
+    assert [(file.uri, file.size) for file in files] == [(uri, os.path.getsize(uri)) for uri in expected]
 
 
-def test_only_a_time_of_change_that_has_settled_is_a_stamp(folder: Path) -> None:
-    now = time.time_ns()
-    stamps = {"a.JPG": now - 60_000_000_000, "b.png": now + 60_000_000_000, "sub-1.webp": now}
-    for name, moment in stamps.items():
-        os.utime(folder / name, ns=(moment, moment))
-    found = {Path(file.uri).name: file.stamp for file in open_source(str(folder)).files()}
-    assert found == {"a.JPG": str(stamps["a.JPG"]), "b.png": None, "sub-1.webp": None, "c d.tiff": None}
+def test_only_a_time_of_change_that_has_settled_is_a_stamp(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000
+    ages = {"a.JPG": 60.0, "b.png": 2.1, "sub-1.webp": 1.9, "sub/c d.tiff": -60.0}
+    for name, age in ages.items():
+        os.utime(folder / name, (now - age, now - age))
+    expected = [str((folder / name).stat().st_mtime_ns) if age > 2 else None for name, age in ages.items()]
+    monkeypatch.setattr(time, "time", lambda: float(now))
+    assert [file.stamp for file in open_source(str(folder)).files()] == expected
 
 
 def test_a_disk_that_fails_is_not_a_folder_without_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +55,24 @@ def test_a_disk_that_fails_is_not_a_folder_without_images(folder: Path, monkeypa
     monkeypatch.setattr(os, "scandir", failing)
     with pytest.raises(ConfigError, match=r"sub cannot be listed: Input/output error"):
         listed(folder)
+
+
+def test_a_file_the_disk_says_nothing_of_is_not_one_that_vanished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "nowhere.png").symlink_to(folder / "none.png")
+    assert len(listed(folder)) == 4
+    source, stat = open_source(str(folder)), os.stat
+
+    def failing(path: Any, **how: Any) -> os.stat_result:
+        if os.fspath(path).endswith("b.png"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(ConfigError, match=r"images cannot be listed: Stale file handle"):
+        list(source.files())
+    with pytest.raises(ImageError, match="Stale file handle"):
+        source.read(str(folder / "b.png"))
 
 
 def test_what_is_listed_can_be_read(folder: Path) -> None:

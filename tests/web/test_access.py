@@ -260,6 +260,7 @@ def test_an_address_that_cannot_be_had_is_one_sentence() -> None:
             opened_for(host)
 
 
+@pytest.mark.slow
 def test_the_web_process_loads_no_torch_and_nothing_that_works() -> None:
     program = f"import sys, activeseg.web.app, activeseg.listening; print([n for n in {FORBIDDEN!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

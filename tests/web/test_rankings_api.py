@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 from activeseg.core.labels import parse_classes
 from activeseg.db.models import ImageStatus, Split
 
+pytestmark = pytest.mark.slow
+
 SKY, VOID, ROAD, CAR = range(4)
 Pages = Callable[..., list[dict[str, Any]]]
 Channels = dict[int, dict[int, float]]

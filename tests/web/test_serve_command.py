@@ -18,6 +18,8 @@ import pytest
 
 from activeseg.db.database import Database
 
+pytestmark = pytest.mark.slow
+
 ACTIVESEG = [sys.executable, "-c", "from activeseg.cli import main; main()"]
 
 
@@ -51,7 +53,7 @@ def serving(config: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any
 def get(url: str, token: str | None = None) -> tuple[int, Any]:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -70,7 +72,7 @@ def test_it_answers_on_a_free_port_with_the_token_it_names_and_ends_on_ctrl_c(co
         assert (status, [item["image_id"] for item in page["items"]]) == (200, [image])
 
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=30)
+        out, error = process.communicate(timeout=120)
 
     assert (process.returncode, out, error) == (0, "", "")
 
