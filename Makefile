@@ -11,8 +11,8 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_HTTP_TIMEOUT := 300
 # Without its bytecode torch takes several times as long to import, and tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
-# One worker per core, four at most. Who runs what: tests/conftest.py. A worker that dies ends the run: its test is named.
-WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+# One worker per core, four at most; a file goes to one of them as a whole. A worker that dies ends the run and names its test.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: install demo check test test-gpu lint types contracts format clean
 

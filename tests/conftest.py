@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -26,8 +26,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A whole workspace takes a good part of a second, and most tests of one far more: such tests are slow without saying so.
 WORKSPACES = {"make_workspace", "make_sqlite_workspace", "trained_folder", "empty"}
-# How long a test is likely to take, by its marker and in tests without one.
-EFFORT = {"labelstudio": 60, "slow": 20}
+# Seconds a test takes, roughly, by its marker, and files that take a minute and more with few tests: they are begun first.
+EFFORT = {"labelstudio": 5.0, "slow": 1.0}
+LONG_FILES = {"test_killed_rounds.py": 120.0, "test_several_annotators.py": 120.0, "test_scenes.py": 60.0}
 
 REQUIRED = {name for name in os.environ.get("ACTIVESEG_REQUIRE", "").split(",") if name}
 
@@ -40,32 +41,16 @@ def unavailable(part: str, remedy: str) -> NoReturn:
     pytest.skip(message)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Known also where pytest-xdist is not loaded."""
-    config.addinivalue_line("markers", "xdist_group(name): tests that one worker runs after another")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Share the tests out among workers: a file goes to one of them as a whole, and the longest work is begun first."""
+    """Tests of workspaces are slow; and workers, who share tests out by the file, begin with what takes longest."""
     for item in items:
         if WORKSPACES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    effort: Counter[str] = Counter()
-    for item in items:
-        effort[_group(item)] += next((weight for marker, weight in EFFORT.items() if item.get_closest_marker(marker)), 1)
-    items.sort(key=lambda item: -effort[_group(item)])  # stable: within a group nothing moves
-
-
-def _group(item: pytest.Item) -> str:
-    """Who needs a Label Studio goes to the worker that has it; for all others the file decides."""
-    needed = getattr(item, "fixturenames", ())
-    server = next((name for name in ("calling_labelstudio", "labelstudio_server") if name in needed), None)
-    return server or item.path.relative_to(item.config.rootpath).as_posix()
+    if hasattr(config, "workerinput"):
+        effort: defaultdict[Path, float] = defaultdict(float)
+        for item in items:
+            effort[item.path] += next((seconds for name, seconds in EFFORT.items() if item.get_closest_marker(name)), 0.05)
+        items.sort(key=lambda item: -LONG_FILES.get(item.path.name, effort[item.path]))  # stable: files keep their order
 
 
 @pytest.fixture(autouse=True)

@@ -144,15 +144,15 @@ class Tiny(Network):
 
 @pytest.mark.slow
 @pytest.mark.skipif(can_compile() is not None, reason=str(can_compile()))
-def test_weights_are_constants_of_the_compiled_network_and_another_network_has_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)  # as if eight networks had been before
+def test_weights_are_constants_of_the_compiled_network_and_another_network_has_its_own() -> None:
+    from torch._dynamo import config
+
     pixels = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8)
     for _ in range(2):  # the next champion, in the same process
         network = PixelsToLogits(Tiny().eval(), InputPolicy())
         compiled = compile_module(network, None)
-        with torch.inference_mode():
+        # As if as many networks as a function's code may have graphs for had been before.
+        with torch.inference_mode(), config.patch(recompile_limit=1):
             expected = network(pixels)
             assert torch.allclose(compiled(pixels), expected, rtol=1e-4, atol=1e-5)
         with torch.no_grad():
