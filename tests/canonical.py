@@ -18,7 +18,7 @@ LEFT_OUT_TABLES = {"scoring_runs", "leases", "job_runs", "schedule_slots", "push
 LEFT_OUT_COLUMNS = {
     "created_at", "scored_at", "started_at", "ended_at", "opened_at", "pushed_at", "closed_at", "received_at", "deleted_at",
     "evaluated_at", "pulled_until", "external_updated_at", "external_task_id", "external_annotation_id", "external_project_id",
-    "instance_key", "server_url", "key", "image_url", "entropy_url", "scoring_run_id", "lead_time", "uri",
+    "stamp", "instance_key", "server_url", "key", "image_url", "entropy_url", "scoring_run_id", "lead_time", "uri",
 }  # fmt: skip
 
 

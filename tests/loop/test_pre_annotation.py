@@ -67,7 +67,7 @@ def test_objects_are_outlined_shown_corrected_and_never_taken_for_labels(
         shown = {}
         for query, task in tasks_on_the_server(workspace, client).items():
             if not task["predictions"]:
-                assert "draw every class" in task["data"]["doubt"]
+                assert "Draw every class" in task["data"]["doubt"]
                 continue
             (prediction,) = task["predictions"]
             assert prediction["model_version"] == "graphcut"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image as Pillow
 
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.db import labeling, truth
-from activeseg.db.models import Annotation, Image, Prediction, Task
+from activeseg.db.models import Annotation, AnnotationStatus, Image, Prediction, Task
 from activeseg.demo.annotator import Browser
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.registration import open_client, open_project
@@ -189,18 +190,22 @@ def test_untouched_predictions_come_back_bit_for_bit(
             assert {(r["type"], r["original_height"], r["original_width"]) for r in result} <= {(f"{kind}labels", *shown)}
             if shown == full.shape[-2:]:
                 assert np.array_equal(seen_by_others(result, workspace.label_set, shown), full)
-        assert pull_annotations(workspace, client).details == {"valid": len(sizes)}
+        # Where classes exclude each other a mask without any labels nothing: it is set aside, for the annotator to mend.
+        blank = {image_id for image_id, mask in predicted.items() if not overlap and np.all(mask == UNLABELED)}
+        details = pull_annotations(workspace, client).details
+        assert [why.partition(":")[0] for why in details.pop("problems", {}).values()] == ["no pixel has a class"] * len(blank)
+        assert details == +Counter(valid=len(sizes) - len(blank), quarantined=len(blank))
         assert pull_annotations(workspace, client, full=True).details == {}
 
     with workspace.database.read() as session:
-        rows = session.scalars(sa.select(Annotation)).all()
+        rows = session.scalars(sa.select(Annotation).where(Annotation.status == AnnotationStatus.VALID)).all()
         counting = truth.current(session)
     pulled = {item.image.image_id: workspace.read_mask(item.mask_location, item.mask_sha256) for item in counting}
-    assert set(pulled) == set(predicted)
-    for image_id, full in predicted.items():
-        assert pulled[image_id].dtype == full.dtype
-        assert np.array_equal(pulled[image_id], full)
-    assert [row.changed_share for row in rows] == [0.0] * len(sizes)
+    assert set(pulled) == set(predicted) - blank
+    for image_id, mask in pulled.items():
+        assert mask.dtype == predicted[image_id].dtype
+        assert np.array_equal(mask, predicted[image_id])
+    assert [row.changed_share for row in rows] == [0.0] * len(pulled)
     # The share is of the picture that was shown; of a shrunk one it is that of the prediction nearly.
-    stacked = {number: np.mean(full.sum(axis=0) > 1) if overlap else 0.0 for number, full in predicted.items()}
+    stacked = {number: np.mean(full.sum(axis=0) > 1) if overlap else 0.0 for number, full in pulled.items()}
     assert {row.image_id: row.overlap_share for row in rows} == pytest.approx(stacked, abs=0.02)

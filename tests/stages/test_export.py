@@ -31,7 +31,7 @@ from activeseg.stages.export import ExportRequest, export_dataset
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.train import train_challenger
 from activeseg.storage import folders, manifest
-from activeseg.storage.objects import ObjectSource
+from activeseg.storage.objects import Entry, ObjectSource
 from activeseg.workspace import Workspace
 from tests.factories import CLASSES, WorkspaceFactory, write_balls, write_class_folders
 from tests.stages.exports import manifest_of, tree
@@ -469,8 +469,8 @@ class Bucket:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def list(self) -> Iterator[tuple[str, int]]:
-        return ((path.name, path.stat().st_size) for path in self.folder.iterdir())
+    def list(self) -> Iterator[Entry]:
+        return (Entry(path.name, path.stat().st_size) for path in self.folder.iterdir())
 
     def get(self, key: str) -> bytes:
         return (self.folder / key).read_bytes()
