@@ -46,7 +46,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     train, held_out = divided(options.data, options.hold_out)
     line = random.Random(options.draw).sample(sorted(train), len(train))
-    recipe = TrainingSection(**{"validate_every": 0, **dict(pair.split("=", 1) for pair in options.set)})
+    recipe = TrainingSection(**{"validate_every": 0, **dict(options.set)})
     sizes = [len(line) if size == "all" else int(size) for size in options.images]
     plan = [(size, seed) for size in sizes for seed in range(options.seeds)]
     jobs = {run_name(recipe, line[:size], held_out, seed, options): (size, seed) for size, seed in plan}
@@ -76,11 +76,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", nargs="+", default=["7", "37", "110", "all"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draw", type=int, default=0, help="of the images")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of [training]; lists as JSON")
+    parser.add_argument("--set", nargs="*", type=setting, default=[], metavar="KEY=VALUE", help="keys of [training], as JSON")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="processes, of one thread each")
-    options = parser.parse_args()
-    options.set = [f"{key}={value}" for key, value in (pair.split("=", 1) for pair in options.set)]
-    return options
+    return parser.parse_args()
+
+
+def setting(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    return key, json.loads(value)
 
 
 def divided(data: Path, hold_out: str | None) -> tuple[list[str], list[str]]:
