@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from activeseg.core.bootstrap import BootstrapResult, paired_bootstrap
 from activeseg.core.labels import LabelSet, Mask
+from activeseg.core.temperature import serving
 from activeseg.db import checkpoints, truth
 from activeseg.db.checkpoints import EvaluationFigures
 from activeseg.db.models import Checkpoint, LabelSetRow, Split
@@ -38,15 +39,18 @@ class Compared:
     difference: BootstrapResult | None
 
 
-def evaluate_checkpoint(workspace: Workspace, checkpoint: Checkpoint, split: Split = Split.VAL) -> Evaluation:
+def evaluate_checkpoint(
+    workspace: Workspace, checkpoint: Checkpoint, split: Split = Split.VAL, *, fit_temperature: bool = False
+) -> Evaluation:
     """Measure a checkpoint on the current masks of a split and store the figures in place of older ones.
 
     Stored for class '*': what `Evaluation.overall` names. For each class: iou, dice, accuracy, truth_pixels, smoothed_iou,
-    smoothed_dice. Raises NotReadyError for a split without annotated images, LabelSetMismatch where the checkpoint knows
+    smoothed_dice. Not stored: calibration with the temperature the checkpoint scores with; with `fit_temperature`, the one
+    that suits the split. Raises NotReadyError for a split without annotated images, LabelSetMismatch where the checkpoint knows
     other classes or masks were drawn for others.
     """
     checkpoints.require_labels(checkpoint, workspace.label_set)
-    return _measure(workspace, checkpoint, split, _labeled(workspace, split))
+    return _measure(workspace, checkpoint, split, _labeled(workspace, split), fit_temperature=fit_temperature)
 
 
 def compare_checkpoints(
@@ -128,7 +132,14 @@ def _read(workspace: Workspace, item: AnnotatedImage, policy: InputPolicy) -> tu
         raise ImageError(f"{problem}; restore the file, or import the data set again") from error
 
 
-def _measure(workspace: Workspace, checkpoint: Checkpoint, split: Split, labeled: Sequence[AnnotatedImage]) -> Evaluation:
+def _measure(
+    workspace: Workspace,
+    checkpoint: Checkpoint,
+    split: Split,
+    labeled: Sequence[AnnotatedImage],
+    *,
+    fit_temperature: bool = False,
+) -> Evaluation:
     data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
     device = pick_device(workspace.settings.model.device)
     segmenter = load_checkpoint(data, model_version=checkpoint.model_version, device=device)
@@ -138,6 +149,8 @@ def _measure(workspace: Workspace, checkpoint: Checkpoint, split: Split, labeled
         device=device,
         precision=workspace.settings.model.precision,
         batch_size=workspace.settings.scoring.batch_size or BATCH_SIZE,
+        temperature=serving(checkpoint.temperature, workspace.settings.scoring.temperature),
+        fit_temperature=fit_temperature,
     )
     figures = EvaluationFigures(result.overall(), result.by_class(segmenter.spec.label_set), len(labeled))
     with workspace.database.write() as session:

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from activeseg.db import checkpoints, lease, rounds, scores, truth
+from activeseg.db import candidates, checkpoints, lease, rounds, scores, truth
 from activeseg.db.models import Query, QueryStatus, Round, RoundStatus, Split
 from activeseg.db.models.columns import now
 from activeseg.db.standstill import why_no_round
@@ -24,12 +24,13 @@ from activeseg.errors import ActivesegError, LabelStudioDoubt, LeaseError, NotRe
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.preannotate import PreAnnotator
 from activeseg.records import QueryItem, StageReport
+from activeseg.stages.embed import embed_pool, require_start_weights
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.predict import predict_round
 from activeseg.stages.promote import promote_challengers
 from activeseg.stages.pull import pull_annotations
 from activeseg.stages.push import push_round
-from activeseg.stages.rank import choose_images, rank_round
+from activeseg.stages.rank import CHOICE, choose_images, rank_round
 from activeseg.stages.refresh import refresh_open_tasks
 from activeseg.stages.score import score_pool, scoring_definition
 from activeseg.stages.split import assign_splits
@@ -233,13 +234,15 @@ def preview_query(workspace: Workspace, size: int | None) -> list[QueryItem]:
     """What the next round would ask for, in shown order; nothing is written."""
     with workspace.database.read() as session:
         row = _plan_round(workspace, session, size)
+        if row and row.scoring_config_id is None and workspace.settings.selection.bootstrap == "kcenter":
+            raise NotReadyError("the first query is chosen by k-center once its round is open: nothing can be told before")
         return choose_images(session, row) if row else []
 
 
 def _open_round(workspace: Workspace, session: Session, size: int | None) -> Round | None:
     """Write the next round's row, if there is anything to ask about."""
     row = _plan_round(workspace, session, size)
-    if row is None or not scores.has_candidates(session, row.scoring_config_id):
+    if row is None or not candidates.has_candidates(session, row.scoring_config_id):
         return None
     session.add(row)
     session.flush()
@@ -251,6 +254,8 @@ def _plan_round(workspace: Workspace, session: Session, size: int | None) -> Rou
     selection = workspace.settings.selection
     champion = checkpoints.champion(session)
     config = None
+    if champion is None and selection.bootstrap == "kcenter":
+        require_start_weights(workspace)
     if champion is not None:
         config = scores.find_config(session, champion.id, scoring_definition(workspace, champion))
         if config is None:
@@ -259,13 +264,16 @@ def _plan_round(workspace: Workspace, session: Session, size: int | None) -> Rou
     allowed = min(wanted, selection.max_open_tasks - rounds.open_tasks(session))
     if allowed < 1:
         return None
+    acquisition = "random" if champion is None else selection.acquisition
+    drawn = champion is not None and acquisition == "random"
     return rounds.plan_round(
         session,
         scoring_config_id=config,
-        acquisition="random" if champion is None else "entropy_sum",
+        acquisition=acquisition,
         query_size=allowed,
-        control_share=selection.control_share,
+        control_share=1.0 if drawn else selection.control_share,
         seed=selection.seed,
+        selection={name: getattr(selection, name) for name in CHOICE},
     )
 
 
@@ -282,6 +290,8 @@ def finish_round(
     pre_annotator: draws the masks of a round without a champion.
     """
     if row.status == RoundStatus.OPEN:
+        if row.scoring_config_id is None and workspace.settings.selection.bootstrap == "kcenter":
+            yield embed_pool(workspace, row.id, on_progress=listener.of("embed"))
         ranked = rank_round(workspace, row.id)
         yield ranked
         if ranked.details.get("closed"):

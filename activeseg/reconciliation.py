@@ -98,11 +98,11 @@ def give_up_missing(workspace: Workspace, client: LabelStudioClient, project: La
     request that came to its end late. Returns `returned` (how many were given up), `removed`, `merged` and `recorded`, as in
     `Reconciled`.
     """
-    listed = set(client.task_ids(project.external_project_id))
     with workspace.database.read() as session:
         ours, known = sent.tasks_of(session, project.id), sent.journal_keys(session, project.id)
         annotated = sent.annotated_numbers(session, project.id)
     pushed = {row.number: row.key for row in ours.values() if row.status == TaskStatus.PUSHED and row.number is not None}
+    listed = set(client.task_ids(project.external_project_id, expected=pushed))
     absent = (pushed.keys() | annotated) - listed
     seen = look(client, project, ours, sorted(absent | (listed - pushed.keys())), known)
     gone = {row.key for row in ours.values() if row.stranded or (row.status == TaskStatus.PUSHED and row.number not in listed)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 
@@ -44,6 +46,10 @@ class ImageScore:
     margin_mean: mean of 1 - (p_first - p_second).
     least_confidence_mean: mean of 1 - p_first.
     grid: row-major regional entropy sums on a `core.entropy.GRID` x `GRID` raster; they add up to entropy_sum.
+    bald, tta_jsd: nats, mean over pixels: how far passes with dropout, or over the image flipped and scaled, disagree
+    (`core.disagreement`); None where nobody asked.
+    feature: what the network sees in the image, packed (`core.embedding`). gradient: how it would change if its prediction
+    were right, packed; None where nobody asked.
     """
 
     image_id: int
@@ -55,6 +61,24 @@ class ImageScore:
     least_confidence_mean: float
     grid: tuple[float, ...]
     classes: tuple[ClassScore, ...]
+    bald: float | None = None
+    tta_jsd: float | None = None
+    feature: bytes | None = None
+    gradient: bytes | None = None
+
+
+STORED: Mapping[str, str] = MappingProxyType(
+    {
+        "entropy_sum": "entropy_sum",
+        "entropy_mean": "entropy_mean",
+        "entropy_count": "entropy_share",
+        "margin": "margin_mean",
+        "least_confidence": "least_confidence_mean",
+        "bald": "bald",
+        "tta_jsd": "tta_jsd",
+    }
+)
+"""Acquisition functions (`core.acquisition`) that are one number of an ImageScore, and which."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ draws the images, the initial score layers, the order and the crops. Lines for p
 
 It is the default recipe but for the looks at the validation images: the figure is taken on all of them, and weights chosen
 by the same images would flatter it. So the averaged weights of the last step are measured.
+
+--set unlabelled=pseudo learns from the training images that were not drawn as well, without their masks. --hold-out takes the
+training images whose names match away and measures on them instead of val.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 import platform
 import random
+import re
 import statistics
 import sys
 import time
@@ -25,10 +29,10 @@ import torch
 
 from activeseg.config import TrainingSection
 from activeseg.core.labels import LabelSet, parse_classes
-from activeseg.imaging.decode import decode_image
+from activeseg.imaging.decode import Decoded, decode_image
 from activeseg.imaging.masks import decode_mask
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, import_weights, new_segmenter, read_weights
-from activeseg.nn.data import Array, LabeledImage
+from activeseg.nn.data import Array, LabeledImage, UnlabeledImage
 from activeseg.nn.device import pick_device, pick_precision
 from activeseg.nn.evaluate import evaluate
 from activeseg.nn.fit import fit
@@ -43,12 +47,20 @@ def main() -> None:
     device = pick_device(options.device)
     label_set = parse_classes((options.data / "classes.txt").read_text(encoding="utf-8"))
     train, val = (labeled_images(options.data / split) for split in ("train", "val"))
-    config = TrainingSection(**{"steps": options.steps} if options.steps else {})
+    if options.hold_out:
+        held_out = re.compile(options.hold_out)
+        val = [image for image in train if held_out.search(image.uri)]
+        train = [image for image in train if not held_out.search(image.uri)]
+    config = TrainingSection.model_validate({"steps": options.steps} | dict(options.set))
     report: dict[str, Any] = {
         "machine": machine(device),
         "recipe": config.model_dump(),
         "images": options.images,
         "draw": options.draw,
+        "short_side": options.short_side,
+        "width": options.width,
+        "decoder_stride": options.decoder_stride,
+        "hold_out": options.hold_out,
     }
     report |= {"of": len(train), "validation_images": len(val), "weights": str(options.weights) if options.weights else None}
     say(f"{report['machine']}\n{options.images} of {len(train)} images, {config.steps} steps, weights {options.weights}")
@@ -74,12 +86,32 @@ def parse_options() -> argparse.Namespace:
         "--draw", type=int, help="draw the images with this seed every time: shows how much training alone varies"
     )
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps")
+    parser.add_argument(
+        "--set",
+        type=key_value,
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="another key of [training], e.g. crop=[120,160]",
+    )
+    parser.add_argument("--short-side", type=int, help="shrink the images to this many pixels (default: as they are)")
+    parser.add_argument("--width", type=float, default=1.0, help="channel multiplier of the encoder")
+    parser.add_argument("--decoder-stride", type=int, default=8, help="stride of the finest score layer")
+    parser.add_argument("--hold-out", metavar="REGEX", help="measure on the training images whose names match")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of the network (default: all cores)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     return options
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
 
 
 def one_seed(
@@ -93,7 +125,12 @@ def one_seed(
 ) -> dict[str, Any]:
     chosen = random.Random(seed if options.draw is None else options.draw).sample(train, options.images)
     segmenter = untrained(seed, label_set, options)
-    result = fit(segmenter, chosen, config.model_copy(update={"seed": seed}), device=device, on_step=show_progress(config))
+    drawn = {image.image_id for image in chosen}
+    rest = [
+        UnlabeledImage(image.image_id, partial(pixels_of, image), image.uri) for image in train if image.image_id not in drawn
+    ]
+    seeded = config.model_copy(update={"seed": seed})
+    result = fit(segmenter, chosen, seeded, device=device, unlabelled=rest, on_step=show_progress(config))
     started = time.monotonic()
     metrics = evaluate(segmenter, val, device=device).metrics
     return {
@@ -102,6 +139,9 @@ def one_seed(
         "pixel_accuracy": metrics.pixel_accuracy,
         "iou": dict(zip([label_set.names[index] for index in label_set.channels], metrics.iou, strict=True)),
         "loss_of_last_50_steps": statistics.fmean(result.losses[-50:]),
+        "unlabelled": result.unlabelled,
+        "labelled_share": result.labelled_share,
+        "thresholds": result.thresholds,
         "seconds": result.seconds,
         "step_seconds": result.seconds / result.steps,
         "evaluation_seconds": time.monotonic() - started,
@@ -109,8 +149,8 @@ def one_seed(
 
 
 def untrained(seed: int, label_set: LabelSet, options: argparse.Namespace) -> Segmenter:
-    policy = InputPolicy(None, (options.mean,) * 3, (options.std,) * 3)
-    spec = NetworkSpec("fcn_mobilenet_v2", 1.0, 8, label_set, policy)
+    policy = InputPolicy(options.short_side, (options.mean,) * 3, (options.std,) * 3)
+    spec = NetworkSpec("fcn_mobilenet_v2", options.width, options.decoder_stride, label_set, policy)
     segmenter = new_segmenter(spec, model_version=f"bench-{seed}", seed=seed)
     if options.weights:
         load_pretrained(segmenter.module, spec.architecture, read_weights(import_weights(options.weights)))
@@ -120,11 +160,18 @@ def untrained(seed: int, label_set: LabelSet, options: argparse.Namespace) -> Se
 def labeled_images(folder: Path) -> list[LabeledImage]:
     files = sorted(file for file in (folder / "images").iterdir() if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
     masks = [folder / "masks" / f"{file.stem}.png" for file in files]
-    return [LabeledImage(number, partial(load, *pair)) for number, pair in enumerate(zip(files, masks, strict=True))]
+    pairs = enumerate(zip(files, masks, strict=True))
+    return [LabeledImage(number, partial(load, *pair), uri=pair[0].name) for number, pair in pairs]
 
 
 def load(image: Path, mask: Path) -> tuple[Array, Array]:
     return decode_image(image.read_bytes(), max_pixels=MAX_PIXELS), decode_mask(mask.read_bytes())
+
+
+def pixels_of(image: LabeledImage) -> Array:
+    pixels, _ = image.load()
+    assert not isinstance(pixels, Decoded)
+    return pixels
 
 
 def show_progress(config: TrainingSection) -> Any:

@@ -14,6 +14,7 @@ CONTEXT.set_forkserver_preload(
         "label_studio_sdk.client",
         "activeseg.loop",
         "activeseg.stages.train",
+        "tests.backtest.worker",
         "tests.loop.worker",
         "tests.loop.pull_worker",
         "tests.stages.scoring_worker",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,7 +105,7 @@ class MemoryLabelStudio:
         for number in ids:
             self.tasks.pop(number, None)
 
-    def task_ids(self, project_id: int) -> list[int]:
+    def task_ids(self, project_id: int, expected: Collection[int] = ()) -> list[int]:
         return [number for number, task in self.tasks.items() if task["project"] == project_id]
 
     def changed_tasks(self, project_id: int, since: datetime | None) -> list[TaskStamp]:

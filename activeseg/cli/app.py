@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from activeseg import __version__
 from activeseg.cli import (
+    backtest,
     database,
     dataset,
     demo,
@@ -25,6 +26,7 @@ from activeseg.cli import (
     pool,
     rankings,
     reconcile,
+    report,
     rounds,
     schedule,
     scoring,
@@ -85,6 +87,7 @@ for module in (
     rankings,
     labeling,
     reconcile,
+    report,
     explain,
     schedule,
     serve,
@@ -92,6 +95,7 @@ for module in (
     doctor,
     demo,
     rounds,
+    backtest,
 ):
     module.register(app)
 for module in (database, dataset, weights, ls):

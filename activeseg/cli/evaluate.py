@@ -27,6 +27,7 @@ OVERALL = {
     "nll": "NLL (nats)",
     "ece": "ECE (15 bins)",
 }
+SCALED = {"temperature": "temperature of scores", "nll_scaled": "NLL with it", "ece_scaled": "ECE with it"}
 NOTE = (
     "smoothed: (I + s) / (U + s) and 2 (I + s) / (areas + s) of each image, s = 1e-5, then the mean over images;\n"
     "a class that an image neither shows nor is predicted to show has 1 and 2 there"
@@ -114,7 +115,17 @@ def _print_one(result: Compared, label_set: LabelSet, where: str) -> None:
 def _print_overall(results: Sequence[Compared]) -> None:
     figures = [result.evaluation.overall() for result in results]
     rows = [(label, *(_finite(one[name]) for one in figures)) for name, label in OVERALL.items()]
+    scaled = [_scaled(result) for result in results]
+    if any(one["temperature"] != 1.0 for one in scaled):
+        rows += [(label, *(one[name] for one in scaled)) for name, label in SCALED.items()]
     print_table(("overall", *(result.model_version for result in results)), rows)
+
+
+def _scaled(result: Compared) -> dict[str, float | None]:
+    """What the temperature that scores are made with changes; nothing where it is 1."""
+    measured = result.evaluation
+    after = measured.scaled or measured.calibration
+    return {"temperature": measured.temperature, "nll_scaled": _finite(after.nll), "ece_scaled": _finite(after.ece)}
 
 
 def _print_side_by_side(results: Sequence[Compared], label_set: LabelSet, where: str, confidence: float) -> None:
@@ -159,7 +170,7 @@ def _record(result: Compared, label_set: LabelSet, *, confusion: bool) -> dict[s
     """A checkpoint's figures for a program; what does not exist is null."""
     measured = result.evaluation
     record: dict[str, Any] = {"model_version": result.model_version}
-    record |= {name: _finite(value) for name, value in measured.overall().items()}
+    record |= {name: _finite(value) for name, value in measured.overall().items()} | _scaled(result)
     record["classes"] = [asdict(item) for item in measured.by_class(label_set)]
     record["reliability"] = [{key: _finite(value) for key, value in asdict(one).items()} for one in measured.calibration.bins]
     if result.difference is not None:

@@ -23,11 +23,19 @@ def rankings(
     class_name: Annotated[
         list[str] | None, typer.Option("--class", help="Rank by the entropy of this class; repeat to add up several.")
     ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            help="Rank by this acquisition function: entropy_sum, entropy_mean, entropy_count, class_balanced_entropy, "
+            "margin, least_confidence, bald or tta_jsd (see selection.md).",
+        ),
+    ] = "entropy_sum",
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="A past model version's ranking.")] = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Show the images the model is least sure of, by summed entropy in nats."""
+    """Show the images the model is least sure of, by summed entropy in nats unless told otherwise."""
     from activeseg.db import checkpoints
     from activeseg.db.rankings import RankingRow, ranking
     from activeseg.errors import ConfigError
@@ -39,8 +47,10 @@ def rankings(
         indices = sorted({workspace.label_set.index_of(name) for name in class_name or ()})
         with workspace.database.read() as session:
             row = checkpoints.by_version(session, checkpoint) if checkpoint else checkpoints.require_champion(session)
-            rows = ranking(session, row, limit=limit, class_indices=indices, pool_only=checkpoint is None)
-    if not rows:
+            rows = ranking(session, row, limit=limit, class_indices=indices, pool_only=checkpoint is None, by=by)
+    if not rows and by in ("bald", "tta_jsd"):
+        typer.echo(f"no image of the pool has {by}: set [selection] acquisition = '{by}' and run `activeseg score`", err=True)
+    elif not rows:
         typer.echo(f"no image of the pool is scored by {row.model_version}: run `activeseg score`", err=True)
     if as_json:
         print_json([asdict(item) for item in rows])
@@ -49,6 +59,7 @@ def rankings(
         writer.writerow(field.name for field in fields(RankingRow))
         writer.writerows(tuple(asdict(item).values()) for item in rows)
     else:
-        title = f"{row.model_version}: entropy of {', '.join(class_name) if class_name else 'all classes'}, nats"
+        summed = f"entropy of {', '.join(class_name) if class_name else 'all classes'}, nats"
+        title = f"{row.model_version}: {summed if by == 'entropy_sum' else by}"
         lines = [(item.rank, item.image_id, item.score, item.entropy_mean, item.uri) for item in rows]
-        print_table(("rank", "image", "sum", "mean/pixel", "file"), lines, title=title)
+        print_table(("rank", "image", "sum" if by == "entropy_sum" else "score", "mean/pixel", "file"), lines, title=title)

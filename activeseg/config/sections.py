@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from activeseg.config.budget import Budget
 from activeseg.config.recipes import RECIPES
+from activeseg.config.strategies import Strategy
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -152,6 +153,16 @@ class TrainingSection(Section):
     patience: int = Field(5, ge=0, description="stop after this many looks without a better one; 0 = never")
     save_every: int = Field(100, ge=0, description="steps a killed training repeats at most; 0 = all of them")
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
+    unlabelled: Literal["none", "pseudo"] = Field(
+        "none",
+        description="what the unlabelled images of the pool teach: none, or pseudo (labels that the averaged network is sure of; "
+        "a step then takes more than twice as long)",
+    )
+    unlabelled_weight: float = Field(1.0, gt=0, description="of the pseudo-labels' loss beside that of the labels")
+    unlabelled_after: int = Field(100, ge=0, description="steps on labels alone before the first pseudo-labels")
+    pseudo_threshold: float = Field(
+        0.9, ge=0.5, lt=1, description="probability that makes a pseudo-label; lower for classes the network is less sure of"
+    )
     start: Literal["pretrained", "champion"] = Field(
         "pretrained", description="where retraining starts from: pretrained (as a first training) or champion"
     )
@@ -176,6 +187,12 @@ class TrainingSection(Section):
             raise ValueError("expected the smaller factor first")
         return value
 
+    @model_validator(mode="after")
+    def _teacher_is_there(self) -> TrainingSection:
+        if self.unlabelled == "pseudo" and not self.ema_decay:
+            raise ValueError("unlabelled = 'pseudo' asks the averaged network: set ema_decay (0.99 by default), not 0")
+        return self
+
     def planned_steps(self, images: int) -> int:
         """Optimiser steps on so many images: `steps`, or enough for `epochs` passes (the last batch may begin another)."""
         return self.steps if self.epochs is None else -(-self.epochs * images // self.batch_size)
@@ -192,6 +209,11 @@ class ScoringSection(Section):
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="whether the network is compiled for the common sizes: auto (where that pays), always or never"
     )
+    temperature: Literal["validation", "none"] = Field(
+        "validation",
+        description="what logits are divided by: validation (fitted once on the validation split, when a checkpoint is judged; "
+        "with fewer than 4 images there nothing is) or none",
+    )
     budget: str | None = Field(
         None, description="what a run may take: a duration (2h, 30m) or a number of images (500); unset = all there is"
     )
@@ -205,13 +227,43 @@ class ScoringSection(Section):
 class SelectionSection(Section):
     """Which images make a query."""
 
+    acquisition: str = Field(
+        "entropy_sum",
+        description="how images are chosen: entropy_sum, entropy_mean, entropy_count, class_balanced_entropy, margin, "
+        "least_confidence, bald or tta_jsd, these with power_ or softrank_ in front, kcenter, entropy_kcenter, badge_seg or "
+        "random (see selection.md)",
+    )
+    noise_beta: float = Field(
+        1.0, gt=0, description="of power_ and softrank_: the higher, the closer to the top of the ranking they draw"
+    )
+    min_frame_gap: int = Field(
+        0, ge=0, description="frames of a clip that are asked about lie at least this many frame numbers apart; 0 = any"
+    )
+    max_per_group: int = Field(0, ge=0, description="images of one clip or site in a query at most; 0 = any number")
+    partial_cells: int = Field(
+        0,
+        ge=0,
+        lt=16,
+        description="cells of each image, of 4 x 4, that annotators label: those with the highest entropy; the rest stays "
+        "unlabelled; 0 = the whole image",
+    )
     query_size: int = Field(12, gt=0, description="images per round")
     control_share: Share = Field(0.1, description="share of each query drawn at random, to measure what choosing buys")
+    bootstrap: Literal["random", "kcenter"] = Field(
+        "random",
+        description="how the first query is chosen: random, or kcenter (spread by what the pretrained encoder sees, but for "
+        "val_size images)",
+    )
     bootstrap_size: int = Field(24, gt=0, description="images of the first query, when there is no model yet")
     val_size: int = Field(8, ge=0, description="annotated images frozen into the validation split on a cold start")
     refill_below: int = Field(4, gt=0, description="a new round opens when fewer tasks than this are open")
     max_open_tasks: int = Field(200, gt=0, description="never more open tasks than this")
     seed: int = Field(0, ge=0, description="of every random draw")
+
+    @field_validator("acquisition")
+    @classmethod
+    def _known_acquisition(cls, value: str) -> str:
+        return Strategy.parse(value).name
 
 
 class PromotionSection(Section):

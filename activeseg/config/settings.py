@@ -83,6 +83,14 @@ class Settings(BaseSettings):
             raise ValueError("[selection] query_size must not exceed max_open_tasks")
         return self
 
+    @model_validator(mode="after")
+    def _parts_can_be_asked_for(self) -> Settings:
+        if self.selection.partial_cells and self.labels.overlap:
+            raise ValueError(
+                "[selection] partial_cells: where classes overlap, a mask cannot leave pixels unlabelled; set it to 0"
+            )
+        return self
+
     def path(self, path: Path) -> Path:
         """A configured path, made absolute from the configuration's folder."""
         return path if path.is_absolute() else (self.root / path).resolve()

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from activeseg.core.cells import GRID as GRID
 from activeseg.core.labels import UNLABELED
 from activeseg.errors import ConfigError
-
-GRID = 4
-"""The regional raster has GRID x GRID cells."""
 
 SHARE_THRESHOLD = 0.5
 """A pixel counts as doubtful above this fraction of the largest possible entropy."""

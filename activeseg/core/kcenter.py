@@ -32,11 +32,8 @@ def greedy_k_center(features: Tensor, k: int, *, labeled: Tensor | None = None, 
     features = _checked("features", features)
     centers = features[:0] if labeled is None else _checked("labeled", labeled).to(features.dtype)
     _check_arguments(features, centers, k, start)
-    cover = _Cover(features)
-    for begin in range(0, len(centers), _MOST_AHEAD):
-        block = centers[begin : begin + _MOST_AHEAD]
-        for center, row in zip(block, cover.rough_distances(block), strict=True):
-            cover.add(center, row)
+    cover = Cover(features)
+    cover.add_all(centers)
     chosen: list[int] = []
     ahead: dict[int, Tensor] = {}
     width = _LEAST_AHEAD
@@ -57,7 +54,7 @@ def greedy_k_center(features: Tensor, k: int, *, labeled: Tensor | None = None, 
     return chosen
 
 
-class _Cover:
+class Cover:
     """Squared distances (N,) of all rows to their nearest center; infinite before there is one."""
 
     def __init__(self, features: Tensor) -> None:
@@ -77,6 +74,13 @@ class _Cover:
         norms = (centers * centers).sum(1, keepdim=True) + self.squares
         with torch.autocast(self.features.device.type, enabled=False):
             return norms.addmm_(centers, self.features.T, beta=1 - self.error, alpha=-2)
+
+    def add_all(self, centers: Tensor) -> None:
+        """Take in centers (M, D), a few at a time."""
+        for begin in range(0, len(centers), _MOST_AHEAD):
+            block = centers[begin : begin + _MOST_AHEAD]
+            for center, bounds in zip(block, self.rough_distances(block), strict=True):
+                self.add(center, bounds)
 
     def add(self, center: Tensor, bounds: Tensor) -> None:
         """Take in a center (D,). Differences are computed only for rows whose lower bound is below their distance."""

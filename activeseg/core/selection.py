@@ -8,55 +8,79 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
-from activeseg.core.acquisition import rank_images
+from activeseg.core.ranking import Limits, Picker, Ranking, seeded_random, top
 from activeseg.errors import ConfigError
-from activeseg.records import QueryItem, RankedImage
+from activeseg.records import QueryItem
 
 Item = TypeVar("Item")
 
 CHOSEN = "chosen"
 CONTROL = "control"
+LONGEST_REASON = 200
 
 
-def select_query(ranking: Sequence[RankedImage], size: int, *, control_share: float, seed: int) -> list[QueryItem]:
-    """The next query: the top of the ranking and a random control arm, in the order annotators see them.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A query's images in shown order. filled: how many of them are there in spite of the limits."""
 
-    ranking: all images that may be asked for, each once; it is sorted again here (highest score first, ties by
-    image_id), so that its order cannot matter.
+    items: list[QueryItem]
+    filled: int = 0
+
+
+def select_query(
+    ranking: Ranking,
+    size: int,
+    *,
+    control_share: float,
+    seed: int,
+    pick: Picker | None = None,
+    limits: Limits | None = None,
+) -> Selection:
+    """The next query: what `pick` takes from the ranking (default: its top) and a random control arm.
+
+    ranking: all images that may be asked for.
     size: images wanted, >= 1; with fewer in the ranking all of them are taken.
     control_share: 0..1. Of n images taken, control_share * n rounded half up are control; where the share is positive
     and n at least 2, then at least one, because an empty arm measures nothing.
+    limits: which places are free; default: all. Where they and `pick` leave too few, the best of the rest come too.
 
-    The control arm is drawn first, uniformly without replacement from the whole ranking: an unbiased sample of the
-    pool. The chosen arm is then the best of the rest. An image at the top that was drawn stays control, as moving it
-    would rob the control arm of its most uncertain images; its rank tells that it would have been chosen anyway.
-    shown_order: the chosen arm from its most uncertain image on, so that the first one an annotator opens is the most
-    useful; the control arm is interleaved in random order at random places (every set of places has the same chance), so
-    that no place tells an image's arm.
+    The control arm is drawn first, uniformly without replacement from the whole ranking and bound by no limit: an
+    unbiased sample of the pool. An image at the top that was drawn stays control, as moving it would rob the control arm
+    of its most uncertain images; its rank tells that it would have been chosen anyway.
+    shown_order: the chosen arm in the order it was picked (from its most uncertain image on), so that the first one an
+    annotator opens is the most useful; the control arm is interleaved in random order at random places (every set of
+    places has the same chance), so that no place tells an image's arm.
 
-    Raises ConfigError for bad arguments or repeated images, NonFiniteScoreError for a score that is no finite number.
+    Raises ConfigError for bad arguments.
     """
     _check_size(size, at_least=1)
     if not 0 <= control_share <= 1:
         raise ConfigError(f"control_share: expected 0 to 1; got {control_share}")
-    ordered = rank_images((ranked.image_id, ranked.score) for ranked in ranking)
-    size = min(size, len(ordered))
-    drawn = _random("control arm", seed).sample(range(len(ordered)), _control_size(size, control_share))
-    control = frozenset(drawn)
-    best = [place for place in range(len(ordered)) if place not in control][: size - len(control)]
+    limits = limits or Limits(len(ranking))
+    size = min(size, len(ranking))
+    drawn = seeded_random("control arm", seed).sample(range(len(ranking)), _control_size(size, control_share))
+    for place in drawn:
+        limits.take(place)
+    chosen = (pick or top(ranking))(size - len(drawn), drawn, limits) if size > len(drawn) else []
+    filled = _by_rank(len(ranking), size - len(drawn) - len(chosen), {*drawn, *(place for place, _ in chosen)})
+    whys = dict([*chosen, *((place, "by rank, gaps and caps left too few") for place in filled)])
+    line = interleave(list(whys), drawn, seed=seed)
+    return Selection([_query_item(ranking, place, whys.get(place), at) for at, place in enumerate(line)], len(filled))
 
-    return [
-        _query_item(ordered, place, CONTROL if place in control else CHOSEN, shown_order)
-        for shown_order, place in enumerate(interleave(best, drawn, seed=seed))
-    ]
+
+def _by_rank(count: int, size: int, taken: Collection[int]) -> list[int]:
+    """The best `size` places that are not taken."""
+    return list(islice((place for place in range(count) if place not in taken), size))
 
 
 def interleave(chosen: Sequence[Item], control: Sequence[Item], *, seed: int) -> list[Item]:
     """Both arms in one line: `chosen` in its order, `control` in random order at uniformly drawn places."""
-    rng = _random("shown order", seed)
+    rng = seeded_random("shown order", seed)
     size = len(chosen) + len(control)
     places = set(rng.sample(range(size), len(control)))
     best, drawn = iter(chosen), iter(rng.sample(control, len(control)))
@@ -78,7 +102,7 @@ def select_bootstrap(
     pool = sorted(image_ids)
     if len(set(pool)) != len(pool):
         raise ConfigError("image_ids: each image may be given once; some are repeated")
-    rng = _random("bootstrap", seed)
+    rng = seeded_random("bootstrap", seed)
     members = _shuffled_groups({image_id: (groups or {}).get(image_id) for image_id in pool}, rng)
     line = [image_id for group in members for image_id in group]
     size = min(size, len(line))
@@ -109,7 +133,7 @@ def freeze_validation(annotated: Mapping[int, str | None], size: int, *, seed: i
     available = len(annotated) - keep_for_training
     if size == 0 or available <= 0:
         return set()
-    members = _shuffled_groups(annotated, _random("validation", seed))
+    members = _shuffled_groups(annotated, seeded_random("validation", seed))
     frozen: set[int] = set()
     for group in members:
         if len(frozen) + len(group) <= min(size, available):
@@ -123,11 +147,12 @@ def _control_size(size: int, share: float) -> int:
     return max(rounded, 1) if share > 0 and size >= 2 else rounded
 
 
-def _query_item(ordered: Sequence[RankedImage], place: int, arm: str, shown_order: int) -> QueryItem:
-    ranked = ordered[place]
-    why = "random control draw, " if arm == CONTROL else ""
-    reason = f"{why}rank {place + 1} of {len(ordered)}"
-    return QueryItem(ranked.image_id, place + 1, ranked.score, arm, shown_order, reason)
+def _query_item(ranking: Ranking, place: int, why: str | None, shown_order: int) -> QueryItem:
+    """why: beside the rank; None in the control arm."""
+    arm = CONTROL if why is None else CHOSEN
+    reason = ", ".join(filter(None, ("random control draw" if why is None else why, ranking.describe(place))))
+    image_id, score = int(ranking.image_ids[place]), float(ranking.scores[place])
+    return QueryItem(image_id, place + 1, score, arm, shown_order, reason[:LONGEST_REASON])
 
 
 def _shuffled_groups(group_of: Mapping[int, str | None], rng: random.Random) -> list[list[int]]:
@@ -141,11 +166,6 @@ def _shuffled_groups(group_of: Mapping[int, str | None], rng: random.Random) -> 
     for group_members in shuffled:
         rng.shuffle(group_members)
     return shuffled
-
-
-def _random(purpose: str, seed: int) -> random.Random:
-    """A generator of its own for each purpose, so that draws with one seed do not resemble each other."""
-    return random.Random(f"{purpose} {seed}")
 
 
 def _check_size(size: int, *, at_least: int) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.config.strategies import Strategy
 from activeseg.db.models import Query, Round, Score
+from activeseg.records import STORED
 
 ANNOTATORS = sa.table(
     "annotators",
@@ -35,15 +37,15 @@ def _number(value: Any) -> Any:
 def is_uncertain(session: Session, query_id: int) -> bool:
     """Whether a query's image stood in the upper half of all images scored when its round was opened.
 
-    By the round's scoring configuration and acquisition function; never for a round without a model. Images that came to
-    the pool later shift nothing.
+    By the round's scoring configuration and acquisition function, summed entropy where that is no stored statistic; never
+    for a round without a model. Images that came to the pool later shift nothing.
     """
     rounds = sa.select(Round, Query.image_id).join(Query, Query.round_id == Round.id)
     asked, image_id = session.execute(rounds.where(Query.id == query_id)).one()
     if asked.scoring_config_id is None:
         return False
     columns = Score.__table__.c
-    value = columns.get(asked.acquisition, columns.entropy_sum)
+    value = columns[STORED.get(Strategy.parse(asked.acquisition).base, "entropy_sum")]
     then = (columns.scoring_config_id == asked.scoring_config_id, columns.scored_at <= asked.opened_at)
     own = session.scalar(sa.select(value).where(*then, columns.image_id == image_id))
     if own is None:

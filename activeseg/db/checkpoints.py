@@ -119,6 +119,12 @@ def decide(
     return row
 
 
+def freeze_temperature(session: Session, checkpoint_id: int, temperature: float) -> None:
+    """Write what a checkpoint's logits are divided by in scoring; what was written once stays, or all scores would change."""
+    fresh = (Checkpoint.id == checkpoint_id, Checkpoint.temperature.is_(None))
+    session.execute(sa.update(Checkpoint).where(*fresh).values(temperature=temperature))
+
+
 def undecided(session: Session) -> list[Checkpoint]:
     """Challengers: trained checkpoints without any decision, oldest first."""
     decided = sa.exists().where(Promotion.checkpoint_id == Checkpoint.id)

@@ -33,13 +33,17 @@ UNSETTLED = (JournalState.INTENDED, JournalState.DOUBT)
 
 @dataclass(frozen=True, slots=True)
 class KnownTask:
-    """A task of ours as pull needs it: which image, which query, which prediction was shown."""
+    """A task of ours as pull needs it: which image, which query, which prediction was shown.
+
+    cells: what of the image was asked about; None for all of it.
+    """
 
     task: Task
     image: ImageRef
     width: int
     height: int
     prediction_location: str | None
+    cells: list[int] | None = None
 
 
 def project(session: Session, instance_key: str, external_id: int) -> LabelingProject | None:
@@ -140,22 +144,25 @@ def known_tasks(session: Session, labeling_project_id: int, keys: Iterable[str])
     found: dict[str, KnownTask] = {}
     for block in blocks(list(keys)):
         statement = (
-            sa.select(Task, Image, Prediction.mask_location)
+            sa.select(Task, Image, Prediction.mask_location, Query.cells)
             .join(Query, Query.id == Task.query_id)
             .join(Image, Image.id == Query.image_id)
             .outerjoin(Prediction, Prediction.id == Task.prediction_id)
             .where(Task.labeling_project_id == labeling_project_id, Task.key.in_(block))
         )
-        for task, image, location in session.execute(statement):
+        for task, image, location, cells in session.execute(statement):
             ref = ImageRef(image.id, image.uri, image.sha256)
-            found[task.key] = KnownTask(task, ref, image.width or 0, image.height or 0, location)
+            found[task.key] = KnownTask(task, ref, image.width or 0, image.height or 0, location, cells)
     return found
 
 
-def task_of_image(session: Session, key: str, sha256: str) -> tuple[Task, ImageRef] | None:
-    """The task of ours that carries this key and shows the image of this checksum, in whatever project."""
+def task_of_image(session: Session, key: str, sha256: str) -> tuple[Task, ImageRef, list[int] | None] | None:
+    """The task of ours that carries this key and shows the image of this checksum, in whatever project.
+
+    With its image and the cells of it that are asked about.
+    """
     statement = (
-        sa.select(Task, Image)
+        sa.select(Task, Image, Query.cells)
         .join(Query, Query.id == Task.query_id)
         .join(Image, Image.id == Query.image_id)
         .where(Task.key == key, Image.sha256 == sha256)
@@ -163,7 +170,10 @@ def task_of_image(session: Session, key: str, sha256: str) -> tuple[Task, ImageR
         .limit(1)
     )
     found = session.execute(statement).first()
-    return None if found is None else (found[0], ImageRef(found[1].id, found[1].uri, found[1].sha256))
+    if found is None:
+        return None
+    task, image, cells = found
+    return task, ImageRef(image.id, image.uri, image.sha256), cells
 
 
 def move_cursor(session: Session, labeling_project_id: int, until: datetime) -> None:

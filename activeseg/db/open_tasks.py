@@ -18,7 +18,8 @@ class OpenTask:
     """A task nobody's answer was pulled of yet.
 
     place: 0-based place in the project's shown order that it was sent with. size, shown: (height, width) of the image and of
-    the picture people draw on. source: whose prediction it shows, None where it shows none.
+    the picture people draw on. source: whose prediction it shows, None where it shows none. cells: what of the image is
+    asked about, None for all of it.
     """
 
     task: Task
@@ -28,6 +29,7 @@ class OpenTask:
     size: tuple[int, int]
     shown: tuple[int, int]
     source: str | None
+    cells: list[int] | None = None
 
 
 def open_tasks(session: Session, labeling_project_id: int) -> list[OpenTask]:
@@ -49,7 +51,7 @@ def open_tasks(session: Session, labeling_project_id: int) -> list[OpenTask]:
 def _open_task(task: Task, query: Query, before: int, image: Image, source: str | None) -> OpenTask:
     size = (image.height or 0, image.width or 0)
     ref = ImageRef(image.id, image.uri, image.sha256)
-    return OpenTask(task, ref, query.arm, before + query.shown_order, size, size_shown(task, size), source)
+    return OpenTask(task, ref, query.arm, before + query.shown_order, size, size_shown(task, size), source, query.cells)
 
 
 def sources_shown(session: Session) -> set[str | None]:

@@ -24,7 +24,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """A planned task and what it shows. size, shown: (height, width) of the image and of the picture people draw on."""
+    """A planned task and what it shows.
+
+    size, shown: (height, width) of the image and of the picture people draw on. cells: what of it is asked about; None for
+    all of it.
+    """
 
     task: Task
     image: ImageRef
@@ -32,6 +36,7 @@ class PlannedTask:
     shown: tuple[int, int]
     shown_order: int
     prediction: Prediction | None
+    cells: list[int] | None = None
 
 
 def waiting(session: Session, round_id: int) -> list[Waiting]:
@@ -78,7 +83,7 @@ def page(
 ) -> list[PlannedTask]:
     """The next planned tasks of a round behind the shown order `after`; with without_image those without an address only."""
     statement = (
-        sa.select(Task, Query.shown_order, Image, Prediction)
+        sa.select(Task, Query.shown_order, Query.cells, Image, Prediction)
         .join(Query, Query.id == Task.query_id)
         .join(Image, Image.id == Query.image_id)
         .outerjoin(Prediction, Prediction.id == Task.prediction_id)
@@ -92,10 +97,10 @@ def page(
     return [_planned(*row) for row in session.execute(statement)]
 
 
-def _planned(task: Task, shown_order: int, image: Image, prediction: Prediction | None) -> PlannedTask:
+def _planned(task: Task, shown_order: int, cells: list[int] | None, image: Image, prediction: Prediction | None) -> PlannedTask:
     size = (image.height or 0, image.width or 0)
     ref = ImageRef(image.id, image.uri, image.sha256)
-    return PlannedTask(task, ref, size, size_shown(task, size), shown_order, prediction)
+    return PlannedTask(task, ref, size, size_shown(task, size), shown_order, prediction, cells)
 
 
 def size_shown(task: Task, size: tuple[int, int]) -> tuple[int, int]:

@@ -10,13 +10,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from activeseg.db.models import Checkpoint, ClassScoreRow, Image, ImageStatus, Score, ScoringConfig, ScoringRun, Split
+from activeseg.config.strategies import BASES
+from activeseg.db.candidates import IN_POOL
+from activeseg.db.images import blocks
+from activeseg.db.models import Checkpoint, ClassScoreRow, Image, Score, ScoringConfig, ScoringRun
 from activeseg.errors import ConfigError
+from activeseg.records import STORED
 
 
 @dataclass(frozen=True, slots=True)
 class RankingRow:
-    """One line of a ranking. score: nats, the summed entropy (of the asked classes, where some were asked)."""
+    """One line of a ranking. score: nats, the summed entropy (of the asked classes), or the function that was asked for."""
 
     rank: int
     image_id: int
@@ -72,23 +76,37 @@ def ranking(
     class_indices: Sequence[int] = (),
     after: Cursor | None = None,
     pool_only: bool = True,
+    by: str = "entropy_sum",
 ) -> list[RankingRow]:
     """A page of the ranking, highest score first, ties by image id.
 
     class_indices: rank by the sum of these classes' channel entropies instead of all.
     after: continue behind this row.
     pool_only: leave out images that are labelled, superseded or quarantined by now (history keeps them).
+    by: the acquisition function; only `entropy_sum` has an index, others sort all. What is no stored statistic has no
+    pages. Images whose statistic was not taken are left out.
+    Raises ConfigError for an unknown function, and for one other than entropy_sum of some classes.
     """
+    if by not in BASES:
+        raise ConfigError(f"unknown acquisition function {by!r}; known: {', '.join(BASES)}")
+    if class_indices and by != "entropy_sum":
+        raise ConfigError(f"{by} has no value for a class alone: name classes with entropy_sum")
     config = latest_scoring_config(session, checkpoint.id)
     if config is None:
         return []
-    score, source = _score_of(config, class_indices)
+    if by not in STORED:
+        if after is not None:
+            raise ConfigError(f"{by} is worked out of all images at once: there are no pages of it")
+        return _worked_out(session, checkpoint, config, by, limit=limit, pool_only=pool_only)
+    score, source = _score_of(config, class_indices, by)
     statement = sa.select(Image.id, Image.uri, score, Score.entropy_mean, Score.valid_pixels).select_from(source)
     statement = statement.join(Image, Image.id == Score.image_id).where(Score.scoring_config_id == config)
-    if not class_indices:
+    if not class_indices and by == "entropy_sum":
         statement = in_ranking_order(statement)
+    if by != "entropy_sum":
+        statement = statement.where(score.is_not(None))
     if pool_only:
-        statement = statement.where(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
+        statement = statement.where(IN_POOL)
     if after is not None:
         statement = statement.where(after_row(score, after.score, after.image_id))
     statement = statement.order_by(score.desc(), Score.image_id).limit(limit)
@@ -97,6 +115,30 @@ def ranking(
     return [
         RankingRow(rank, image_id, uri, value, mean, pixels, checkpoint.model_version)
         for rank, (image_id, uri, value, mean, pixels) in enumerate(rows, first)
+    ]
+
+
+def _worked_out(
+    session: Session, checkpoint: Checkpoint, config: int, by: str, *, limit: int, pool_only: bool
+) -> list[RankingRow]:
+    """The top of a ranking by a function of all images' statistics."""
+    # numpy is loaded only here: a ranking's page starts at once.
+    from activeseg.core.acquisition import acquisition_values
+    from activeseg.core.ranking import Ranking
+    from activeseg.db.statistics import statistics
+
+    pool = statistics(session, config, by, which=IN_POOL if pool_only else sa.true())
+    best = Ranking.of(pool.image_ids, acquisition_values(by, pool), by)
+    found: dict[int, Any] = {}
+    for block in blocks(best.image_ids[:limit].tolist()):
+        statement = sa.select(Image.id, Image.uri, Score.entropy_mean, Score.valid_pixels)
+        statement = statement.join(Score, Score.image_id == Image.id).where(Score.scoring_config_id == config)
+        found |= {row.id: row for row in session.execute(statement.where(Image.id.in_(block)))}
+    top = zip(best.image_ids[:limit].tolist(), best.scores.tolist(), strict=False)
+    return [
+        RankingRow(rank, number, row.uri, score, row.entropy_mean, row.valid_pixels, checkpoint.model_version)
+        for rank, (number, score) in enumerate(top, 1)
+        for row in [found[number]]
     ]
 
 
@@ -111,10 +153,10 @@ def after_row(score: Any, value: float, image_id: int) -> sa.ColumnElement[bool]
     return sa.and_(score <= value, sa.or_(score < value, Score.image_id > image_id))
 
 
-def _score_of(config: int, class_indices: Sequence[int]) -> tuple[Any, sa.FromClause]:
+def _score_of(config: int, class_indices: Sequence[int], by: str) -> tuple[Any, sa.FromClause]:
     table: sa.FromClause = Score.__table__
     if not class_indices:
-        return Score.entropy_sum, table
+        return getattr(Score, STORED[by]), table
     parts = (
         sa.select(ClassScoreRow.image_id, sa.func.sum(ClassScoreRow.channel_entropy_sum).label("entropy"))
         .where(ClassScoreRow.scoring_config_id == config, ClassScoreRow.class_index.in_(class_indices))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -37,8 +38,12 @@ def plan_round(
     query_size: int,
     control_share: float,
     seed: int,
+    selection: Mapping[str, Any] | None = None,
 ) -> Round:
-    """The next round, not yet written. Its seed is derived from `seed` and its number: a replay draws the same."""
+    """The next round, not yet written. Its seed is derived from `seed` and its number: a replay draws the same.
+
+    selection: further parameters of the choice, see `stages.rank.CHOICE`.
+    """
     number = (session.scalar(sa.select(sa.func.max(Round.number))) or 0) + 1
     return Round(
         number=number,
@@ -48,11 +53,17 @@ def plan_round(
         query_size=query_size,
         control_share=control_share,
         seed=seed * 1_000_003 + number,
+        selection=None if selection is None else dict(selection),
     )
 
 
-def insert_queries(session: Session, round_row: Round, items: Sequence[QueryItem]) -> None:
-    """Write a round's query and mark the round as selected."""
+def insert_queries(
+    session: Session, round_row: Round, items: Sequence[QueryItem], cells: Mapping[int, Sequence[int]] | None = None
+) -> None:
+    """Write a round's query and mark the round as selected.
+
+    cells: image id -> the cells of it that are to be labelled; images that are not in it are asked about as a whole.
+    """
     for item in items:
         session.add(
             Query(
@@ -64,6 +75,7 @@ def insert_queries(session: Session, round_row: Round, items: Sequence[QueryItem
                 shown_order=item.shown_order,
                 reason=item.reason,
                 status=QueryStatus.SELECTED,
+                cells=list(cells[item.image_id]) if cells and item.image_id in cells else None,
             )
         )
     session.merge(round_row).status = RoundStatus.SELECTED

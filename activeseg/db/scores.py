@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any
@@ -13,15 +13,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from activeseg.core.idset import IdSet
 from activeseg.db.bulk import insert_rows
+from activeseg.db.candidates import IN_POOL
 from activeseg.db.database import Database
 from activeseg.db.images import blocks
 from activeseg.db.models import (
     ClassScoreRow,
     Image,
     ImageStatus,
-    Query,
-    QueryStatus,
     Score,
     ScoringConfig,
     ScoringRun,
@@ -30,9 +30,7 @@ from activeseg.db.models import (
 from activeseg.db.models.columns import now
 from activeseg.db.rankings import after_row, in_ranking_order
 from activeseg.errors import NonFiniteScoreError
-from activeseg.records import ClassScore, ImageRef, ImageScore, RankedImage
-
-IN_POOL = sa.and_(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
+from activeseg.records import ClassScore, ImageRef, ImageScore
 
 
 def find_config(session: Session, checkpoint_id: int, definition: Mapping[str, Any]) -> int | None:
@@ -81,11 +79,11 @@ def work_pages(
     that begins where the one before ended: what was scored or set aside meanwhile is left out, nothing comes twice, and
     memory does not grow with the pool but by a bit an image.
     """
-    handed_out = _Bits()
+    handed_out = IdSet()
     after = 0
     while rows := _page(database, _by_id(scoring_config_id, previous, after).limit(page)):
         after = rows[-1].id
-        handed_out.add(row.id for row in rows)
+        handed_out.update(row.id for row in rows)
         yield [ImageRef(row.id, row.uri, row.sha256) for row in rows]
     last: tuple[float, int] | None = None
     while previous is not None and (rows := _page(database, _by_previous(scoring_config_id, previous, last).limit(page))):
@@ -94,24 +92,6 @@ def work_pages(
         fresh = [ImageRef(row.id, row.uri, row.sha256) for row in rows if row.id not in handed_out]
         if fresh:
             yield fresh
-
-
-class _Bits:
-    """A set of small positive integers."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def add(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            place = number >> 3
-            if place >= len(self._bytes):
-                self._bytes.extend(bytes(place + 1024 - len(self._bytes)))
-            self._bytes[place] |= 1 << (number & 7)
-
-    def __contains__(self, number: int) -> bool:
-        place = number >> 3
-        return place < len(self._bytes) and bool(self._bytes[place] & (1 << (number & 7)))
 
 
 def _page(database: Database, statement: Any) -> Sequence[Any]:
@@ -154,7 +134,8 @@ def insert_scores(session: Session, run: ScoringRun, scores: Sequence[ImageScore
     insert_rows(session, ClassScoreRow, ("scoring_config_id", "image_id", *_CLASS_STATISTICS), parts)
 
 
-_STATISTICS = tuple(field.name for field in fields(ImageScore) if field.name != "classes")
+_ELSEWHERE = {"classes", "feature", "gradient"}  # tables of their own
+_STATISTICS = tuple(field.name for field in fields(ImageScore) if field.name not in _ELSEWHERE)
 _CLASS_STATISTICS = tuple(field.name for field in fields(ClassScore))
 _statistics, _class_statistics = attrgetter(*_STATISTICS), attrgetter(*_CLASS_STATISTICS)
 _single = attrgetter("entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean")
@@ -163,7 +144,8 @@ _single = attrgetter("entropy_sum", "entropy_mean", "entropy_share", "margin_mea
 def _require_finite(score: ImageScore) -> None:
     by_class = [part.channel_entropy_sum + part.region_entropy_sum + (part.mean_confidence or 0.0) for part in score.classes]
     # A sum is finite only where all its parts are; SQLite would store NaN as NULL.
-    if not math.isfinite(sum(_single(score)) + sum(score.grid) + sum(by_class)):
+    disagreement = (score.bald or 0.0) + (score.tta_jsd or 0.0)
+    if not math.isfinite(sum(_single(score)) + disagreement + sum(score.grid) + sum(by_class)):
         raise NonFiniteScoreError(f"image {score.image_id}: expected finite scores, got {score}; nothing was written")
 
 
@@ -180,44 +162,13 @@ def coverage(session: Session, scoring_config_id: int) -> float:
     return (done or 0) / total if total else 1.0
 
 
-def _free_pool() -> sa.ColumnElement[bool]:
-    """Pool images that may be asked about: not in a query that is open, answered or skipped."""
-    taken = sa.exists().where(Query.image_id == Image.id, Query.status != QueryStatus.WITHDRAWN)
-    # A clip or site with validation images stays out altogether, and so does a copy of one: they would leak.
-    validation = sa.select(Image).where(Image.split == Split.VAL)
-    groups = validation.with_only_columns(Image.group_name).where(Image.group_name.is_not(None)).distinct()
-    copies = validation.with_only_columns(Image.sha256)
-    return sa.and_(
-        Image.split == Split.POOL,
-        Image.status == ImageStatus.ACTIVE,
-        ~taken,
-        sa.or_(Image.group_name.is_(None), Image.group_name.not_in(groups)),
-        Image.sha256.not_in(copies),
-    )
-
-
-def candidates(session: Session, scoring_config_id: int) -> list[RankedImage]:
-    """(image, summed entropy) of every image that may be queried, in no particular order."""
-    statement = (
-        sa.select(Score.image_id, Score.entropy_sum)
-        .join(Image, Image.id == Score.image_id)
-        .where(Score.scoring_config_id == scoring_config_id, _free_pool())
-    )
-    return [RankedImage(image_id, score) for image_id, score in session.execute(statement)]
-
-
-def has_candidates(session: Session, scoring_config_id: int | None) -> bool:
-    """Whether any image may be queried: scored under this configuration, or (None) at all."""
-    statement = sa.select(Image.id).where(_free_pool())
-    if scoring_config_id is not None:
-        statement = statement.join(Score, Score.image_id == Image.id).where(Score.scoring_config_id == scoring_config_id)
-    return session.scalar(statement.limit(1)) is not None
-
-
-def unscored_candidates(session: Session) -> dict[int, str | None]:
-    """image id -> group of every image that may be queried, for a first query without a model."""
-    statement = sa.select(Image.id, Image.group_name).where(_free_pool()).order_by(Image.id)
-    return {row.id: row.group_name for row in session.execute(statement)}
+def grids(session: Session, scoring_config_id: int, image_ids: Sequence[int]) -> dict[int, list[float]]:
+    """image id -> the entropy of its regions, row-major (`ImageScore.grid`); images without a score are absent."""
+    found: dict[int, list[float]] = {}
+    for block in blocks(image_ids):
+        statement = sa.select(Score.image_id, Score.grid).where(Score.scoring_config_id == scoring_config_id)
+        found |= dict(session.execute(statement.where(Score.image_id.in_(block))).all())
+    return found
 
 
 def doubtful_classes(

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import images, rounds, scores
+from activeseg.db import candidates, images, rounds
 from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Split
 from activeseg.wording import counted
 
@@ -19,7 +19,7 @@ def why_no_round(session: Session, settings: Settings) -> str:
             f"{counted(open_tasks, 'task')} open, and [selection] max_open_tasks allows {limit}: annotate some and run "
             "`activeseg pull`, or raise it"
         )
-    if free := len(scores.unscored_candidates(session)):
+    if free := len(candidates.unscored_candidates(session)):
         return f"the champion has not scored the {counted(free, 'image')} left to ask about: run `activeseg score`"
     told = [f"{count} {what}" for what, count in _whereabouts(session).items() if count]
     if not told:

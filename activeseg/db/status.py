@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import annotators, checkpoints, images, quarantine, rounds, scores, splits, truth
+from activeseg.db import annotators, candidates, checkpoints, images, quarantine, rounds, scores, splits, truth
 from activeseg.db.models import (
     Image,
     ImageStatus,
@@ -105,7 +105,7 @@ def _next(session: Session, settings: Settings) -> list[str]:
     if not images.count_by_status(session):
         lines.insert(0, f"put images into {settings.images_uri} and run `activeseg pool sync`")
     elif not open_tasks and not begun:
-        left = scores.has_candidates(session, None)
+        left = candidates.has_candidates(session, None)
         lines.append("`activeseg round run` opens a round" if left else why_no_round(session, settings))
     return lines
 

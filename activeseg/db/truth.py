@@ -146,6 +146,14 @@ def newest_of_images(session: Session, image_ids: Sequence[int]) -> list[Annotat
     return found
 
 
+def newest_of_queries(session: Session, query_ids: Sequence[int]) -> list[Annotation]:
+    """The newest version of each annotation that people made in answer to these queries."""
+    found: list[Annotation] = []
+    for block in blocks(query_ids):
+        found += _newest(session, Annotation.query_id.in_(block))
+    return found
+
+
 def _newest(session: Session, *conditions: sa.ColumnElement[bool]) -> list[Annotation]:
     statement = sa.select(Annotation).where(*conditions, Annotation.consensus_of.is_(sa.null())).order_by(Annotation.id)
     newest: dict[tuple[int | None, int], Annotation] = {}
@@ -249,12 +257,14 @@ def _annotated(annotation_id: int, image: Image, label_set_id: int, location: st
 def without_split(session: Session) -> dict[int, tuple[str | None, bool]]:
     """Annotated images still in the pool: image id -> (group, drawn at random).
 
-    Only images that were drawn at random (control arm, bootstrap) may become validation images.
+    Only images that were drawn at random (control arm, bootstrap) may become validation images. Those asked about in part do
+    not count as such: their labels lie where the model was least sure.
     """
     at_random = (
         sa.select(sa.func.count())
         .select_from(Query)
         .where(Query.image_id == Image.id, Query.arm == "control", Query.status == QueryStatus.ANNOTATED)
+        .where(Query.cells.is_(sa.null()))
         .scalar_subquery()
     )
     statement = (

@@ -141,6 +141,13 @@ WHERE version = 1
 GROUP BY annotator
 """
 
+BACKTEST_CURVE = """
+SELECT u.backtest_id, u.strategy, u.labels, u.round, count(*) AS seeds, avg(u.mean_iou) AS mean_iou,
+       min(u.mean_iou) AS lowest_mean_iou, max(u.mean_iou) AS highest_mean_iou
+FROM backtest_units u
+GROUP BY u.backtest_id, u.strategy, u.labels, u.round
+"""
+
 VIEWS: dict[str, str] = {
     "champion": CHAMPION,
     "champion_scoring_config": CHAMPION_SCORING_CONFIG,
@@ -151,6 +158,7 @@ VIEWS: dict[str, str] = {
     "annotation_progress": ANNOTATION_PROGRESS,
     "scoring_throughput": SCORING_THROUGHPUT,
     "annotators": ANNOTATORS,
+    "backtest_curve": BACKTEST_CURVE,
 }
 """In the order they must be created; later ones read earlier ones."""
 

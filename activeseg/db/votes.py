@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from activeseg.db import truth
 from activeseg.db.images import blocks
-from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject
+from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, LabelingProject, Query
 from activeseg.db.models.columns import now
 
 Rule = Literal["latest", "majority", "ground_truth"]
@@ -28,13 +28,15 @@ class Ballot:
     masks: every mask people submitted that still stands, oldest first. votes: of these the newest of each annotator,
     drawn for the classes of the newest; whoever worked in two projects of a server has one vote. A server is known by its
     address, for no row says which one it is: one rebuilt there counts as the same, one that moved as another.
-    outcomes: rows that count as what they agreed on; more than one is too many.
+    outcomes: rows that count as what they agreed on; more than one is too many. in_part: only cells of the image were asked
+    about, at least once.
     """
 
     image_id: int
     masks: tuple[Annotation, ...]
     votes: tuple[Annotation, ...]
     outcomes: tuple[Annotation, ...]
+    in_part: bool = False
 
     def wanted(self, rule: Rule) -> list[int]:
         """Ids of the rows that the outcome comes of by a rule; empty where the newest mask counts by itself."""
@@ -81,10 +83,22 @@ def ballots(session: Session, image_ids: Sequence[int]) -> list[Ballot]:
         for row in session.scalars(statement.order_by(Annotation.id)):
             outcomes.setdefault(row.image_id, []).append(row)
     servers = {row.id: row.server_url for row in session.scalars(sa.select(LabelingProject))}
-    return [_ballot(number, masks.get(number, []), outcomes.get(number, []), servers) for number in image_ids]
+    in_part = _asked_in_part(session, image_ids)
+    found = ((number, masks.get(number, []), outcomes.get(number, [])) for number in image_ids)
+    return [_ballot(*one, servers, in_part=one[0] in in_part) for one in found]
 
 
-def _ballot(image_id: int, masks: list[Annotation], outcomes: list[Annotation], servers: Mapping[int, str]) -> Ballot:
+def _asked_in_part(session: Session, image_ids: Sequence[int]) -> set[int]:
+    found: set[int] = set()
+    for block in blocks(image_ids):
+        statement = sa.select(Query.image_id).where(Query.image_id.in_(block), Query.cells.is_not(sa.null()))
+        found.update(session.scalars(statement))
+    return found
+
+
+def _ballot(
+    image_id: int, masks: list[Annotation], outcomes: list[Annotation], servers: Mapping[int, str], *, in_part: bool
+) -> Ballot:
     masks = sorted(masks, key=lambda row: (truth.moment_of(row), row.id))
     newest: dict[object, Annotation] = {}
     for row in masks:
@@ -93,7 +107,7 @@ def _ballot(image_id: int, masks: list[Annotation], outcomes: list[Annotation], 
         if row.label_set_id == masks[-1].label_set_id:
             newest[person] = row
     votes = sorted(newest.values(), key=lambda row: (truth.moment_of(row), row.id))
-    return Ballot(image_id, tuple(masks), tuple(votes), tuple(outcomes))
+    return Ballot(image_id, tuple(masks), tuple(votes), tuple(outcomes), in_part)
 
 
 def write_agreement(session: Session, shares: dict[int, float]) -> None:

@@ -7,7 +7,7 @@ is several times faster and is never repeated behind our back.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeVar
@@ -28,8 +28,10 @@ _ID_BLOCK = 200  # so do numbers
 _EXPORT_BLOCK = 400  # of seven digits, about 7 kB
 _UPLOAD_BLOCK = 50  # Label Studio takes at most 100 files a request
 _UPLOAD_BYTES = 100_000_000  # and at most 250 MB; proxies often less
-_PAGE = 10_000
-_DATA_PAGE = 2_000  # with their data, so that memory stays flat
+_PAGE = 1_000  # Label Studio holds the masks of all tasks of a page in memory, whatever is asked of them
+# Counting a run of numbers takes the server as long as listing some fifty tasks.
+_RUN = 100
+_RUNS = 20  # each is a condition in the address
 _TICK = timedelta(microseconds=1)
 _STAMP = "id,updated_at,total_annotations,cancelled_annotations"
 
@@ -223,9 +225,20 @@ class LabelStudioClient:
             match = _rule("data.key", "in_list", "List", list(block))
             yield from (task for task in map(_keyed, self._all(project_id, "id,data", [match])) if task.key in block)
 
-    def task_ids(self, project_id: int) -> list[int]:
-        """Numbers of all tasks of a project, ascending."""
-        return [task["id"] for task in self._all(project_id, "id", [])]
+    def task_ids(self, project_id: int, expected: Collection[int] = ()) -> list[int]:
+        """Numbers of all tasks of a project, ascending.
+
+        expected: numbers that are probably there. Of those that follow one another a count tells whether all are, so that
+        only the others are listed: Label Studio reads every mask of the tasks that it lists.
+        """
+        runs = [_rule("id", "in", "Number", {"min": first, "max": last}) for first, last in _runs(expected)]
+        found = [task["id"] for task in self._all(project_id, "id", [run | {"operator": "not_in"} for run in runs])]
+        for run in runs:
+            first, last = run["value"]["min"], run["value"]["max"]
+            _, total = self._page(project_id, "id", [run], "tasks:id", size=1)
+            whole = total == last - first + 1
+            found += range(first, last + 1) if whole else (task["id"] for task in self._all(project_id, "id", [run]))
+        return sorted(found)
 
     def untouched_tasks(self, project_id: int, among: Sequence[int] | None = None) -> list[int]:
         """Numbers of the tasks (or of those `among` them) without annotation, skip or draft of anybody, ascending."""
@@ -245,10 +258,11 @@ class LabelStudioClient:
         """Give a task these data in place of all it has; its predictions stay. Moves its stamp (`changed_tasks`)."""
         self._http.repeatable("PATCH", f"/api/tasks/{task_id}/", body={"data": dict(data)})
 
-    def changed_tasks(self, project_id: int, since: datetime | None) -> list[TaskStamp]:
-        """Tasks that changed after `since` (aware), oldest change first.
+    def changed_tasks(self, project_id: int, since: datetime | None) -> Iterator[TaskStamp]:
+        """Tasks that changed after `since` (aware), oldest change first, a page at a time.
 
-        Bulk predictions and drafts move no stamp. Ask with a few seconds of overlap: commits are not ordered.
+        One that changes meanwhile comes again with its new stamp. Bulk predictions and drafts move no stamp. Ask with a few
+        seconds of overlap: commits are not ordered.
         """
         seen: dict[int, TaskStamp] = {}
         while True:
@@ -258,14 +272,17 @@ class LabelStudioClient:
                 page = [_stamp(task) for task in tasks]
             fresh = [stamp for stamp in page if seen.get(stamp.id) != stamp]
             seen |= {stamp.id: stamp for stamp in fresh}
+            yield from sorted(fresh, key=lambda stamp: (stamp.updated_at, stamp.id))
             if len(page) >= total:
-                return sorted(seen.values(), key=lambda stamp: (stamp.updated_at, stamp.id))
+                return
             since = page[-1].updated_at
             if fresh:
                 since -= _TICK
             else:  # a whole page changed at the same moment: the rest of it, by number
                 same = self._all(project_id, "id", [_rule("updated_at", "equal", "Datetime", _iso(since))])
-                seen |= {task["id"]: TaskStamp(task["id"], since) for task in same}
+                rest = [TaskStamp(task["id"], since) for task in same if task["id"] not in seen]
+                seen |= {stamp.id: stamp for stamp in rest}
+                yield from rest
 
     def export_tasks(self, project_id: int, ids: Sequence[int]) -> list[dict[str, Any]]:
         """Tasks with their annotations as Label Studio exports them; those without any annotation are left out."""
@@ -313,8 +330,7 @@ class LabelStudioClient:
         last = 0
         while True:
             after = [_rule("id", "greater", "Number", last)] if last else []
-            size = _DATA_PAGE if "data" in include else _PAGE
-            tasks, total = self._page(project_id, include, [*rules, *after], "tasks:id", size=size)
+            tasks, total = self._page(project_id, include, [*rules, *after], "tasks:id")
             yield from tasks
             if len(tasks) >= total:
                 return
@@ -383,6 +399,18 @@ def _uploads(files: Sequence[tuple[str, bytes]]) -> Iterator[list[tuple[str, byt
         size += len(file[1])
     if block:
         yield block
+
+
+def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
+    """First and last of the longest runs of consecutive numbers, as far as counting them is worth a request."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number <= runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    longest = sorted(runs, key=lambda run: run[0] - run[1])[:_RUNS]
+    return [run for run in longest if run[1] - run[0] + 1 >= _RUN]
 
 
 def _rule(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""What people submitted on a task -> rows of annotations with their masks at the image's own size."""
+"""What people submitted on a task -> rows of annotations with their masks at the image's own size.
+
+Of an image that was asked about in part only that part counts: pixels outside are unlabelled, whatever was drawn there and
+whatever [labelstudio] uncovered says, and how much was changed is a share of the pixels inside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from activeseg.core.cells import asked_of, inside, only_inside
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.core.masks import changed_share
 from activeseg.core.scaling import restore_mask, shrink_mask
@@ -106,26 +111,32 @@ class Drawing:
         return row
 
     def _attach_mask(self, row: Annotation, ours: KnownTask, submission: Submission, prediction: _Prediction | None) -> None:
-        drawn = self._decode(ours, submission)
+        drawn, cells = self._decode(ours, submission), self._cells(ours)
         self.label_set.require_labelled(drawn.mask)
         if prediction is not None:
-            row.changed_share = changed_share(prediction.shown, drawn.mask)
+            asked = ... if cells is None else inside(cells, _shown_size(ours))
+            row.changed_share = changed_share(prediction.shown[asked], drawn.mask[asked])
         if prediction is not None and prediction.as_stored and row.changed_share == 0:
             row.mask_location, row.mask_sha256 = prediction.location, PurePosixPath(prediction.location).stem
         else:
-            stored = self.workspace.store_mask(_at_own_size(ours, drawn.mask, prediction), label_set=self.label_set)
+            mask = _at_own_size(ours, drawn.mask, prediction, cells)
+            stored = self.workspace.store_mask(mask, label_set=self.label_set)
             row.mask_location, row.mask_sha256 = stored.location, stored.sha256
         row.status, row.overlap_share = AnnotationStatus.VALID, drawn.overlap_share
 
     def _decode(self, ours: KnownTask, submission: Submission) -> AnnotatedMask:
-        height, width = _shown_size(ours)
+        (height, width), cells = _shown_size(ours), self._cells(ours)
         try:
-            return result_to_mask(submission.result, self.label_set, width=width, height=height, fill=self.fill)
+            drawn = result_to_mask(submission.result, self.label_set, width=width, height=height, fill=self.fill)
+            return drawn if cells is None else replace(drawn, mask=only_inside(drawn.mask, cells))
         except DataError:
             raise
         except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
             # Nobody can list all that a file from outside may hold; one annotation must not stop all others.
             raise AnnotationError(f"its regions cannot be read ({type(error).__name__}: {error})") from error
+
+    def _cells(self, ours: KnownTask) -> list[int] | None:
+        return asked_of(ours.cells, self.label_set)
 
     def _prediction(self, ours: KnownTask) -> _Prediction | None:
         """None where none was shown, or none of the project's classes: only such are sent, so what is stored is in them."""
@@ -141,7 +152,9 @@ class Drawing:
             uncovered = full == UNLABELED if full.ndim == 2 and self.fill != UNLABELED else np.zeros(1, np.bool_)
             if uncovered.any():
                 full = np.where(uncovered, np.uint8(self.fill), full)
-            return _Prediction(shrink_mask(full, size), full, location, not uncovered.any())
+            shown, cells = shrink_mask(full, size), self._cells(ours)
+            shown = shown if cells is None else only_inside(shown, cells)
+            return _Prediction(shown, full, location, cells is None and not uncovered.any())
         except DataError:
             return None
 
@@ -151,9 +164,13 @@ def _shown_size(ours: KnownTask) -> tuple[int, int]:
     return size_shown(ours.task, (ours.height, ours.width))
 
 
-def _at_own_size(ours: KnownTask, drawn: Mask, prediction: _Prediction | None) -> Mask:
+def _at_own_size(ours: KnownTask, drawn: Mask, prediction: _Prediction | None, cells: Collection[int] | None) -> Mask:
     size = (ours.height, ours.width)
     if drawn.shape[-2:] == size:
         return drawn
     shown, full = (prediction.shown, prediction.full) if prediction is not None else (None, None)
-    return restore_mask(drawn, size, shown=shown, full=full)
+    mask = restore_mask(drawn, size, shown=shown, full=full)
+    if cells is not None:  # outside both the shown and the drawn mask are unlabelled, and the full one is not
+        asked = restore_mask(inside(cells, _shown_size(ours)), size)
+        mask = np.where(asked, mask, np.uint8(UNLABELED))
+    return mask

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from activeseg.core.consensus import agreement, majority
-from activeseg.core.labels import LabelSet, Mask
+from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.db import votes
 from activeseg.db.models import LabelSetRow
 from activeseg.db.votes import Ballot
@@ -55,7 +57,8 @@ def _settle(
             label_set = label_sets[ballot.votes[0].label_set_id]
             files = [(str(vote.mask_location), vote.mask_sha256) for vote in ballot.votes]
             masks = [workspace.read_mask(*file, label_set=label_set) for file in files]
-            shares = dict(zip([vote.id for vote in ballot.votes], agreement(masks), strict=True))
+            compared = _labelled(masks) if ballot.in_part else masks
+            shares = dict(zip([vote.id for vote in ballot.votes], agreement(compared), strict=True))
             found = _agreed(workspace, ballot, wanted, masks, label_set)
         elif wanted:
             found = _starred(ballot, wanted)
@@ -84,6 +87,14 @@ def _agreed(
     label_set.require_labelled(agreed)
     stored = workspace.store_mask(agreed, label_set=label_set)
     return stored.location, stored.sha256
+
+
+def _labelled(masks: list[Mask]) -> list[Mask]:
+    """What anybody labelled: of an image that was asked about in part, all agree on the rest without having looked at it."""
+    if masks[0].ndim == 3:
+        return masks
+    somewhere = np.any([mask != UNLABELED for mask in masks], axis=0)
+    return [mask[somewhere] for mask in masks]
 
 
 def _starred(ballot: Ballot, wanted: Sequence[int]) -> tuple[str, str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from activeseg.db import labeling, sent
@@ -16,11 +18,20 @@ from activeseg.db.models import JournalState, LabelingProject
 from activeseg.errors import LabelStudioDoubt, LabelStudioRefused, LabelStudioUnauthorized, LabelStudioUnreachable
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.tasks import TaskBody, batches
+from activeseg.nn.prefetch import Behind
 from activeseg.workspace import Workspace
 
 Item = TypeVar("Item")
 # What `LabelStudioClient.import_tasks` raises where the server surely did nothing: nobody has to wait for such a call.
 _UNDONE = (LabelStudioRefused, LabelStudioUnauthorized, LabelStudioUnreachable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request that was answered: its journal row, and the tasks' numbers by key."""
+
+    call: int
+    numbers: dict[str, int]
 
 
 def send_tasks(
@@ -39,10 +50,12 @@ def send_tasks(
     """
     done = 0
     max_bytes = int(workspace.settings.labelstudio.batch_mb * 1e6)
-    # Closed at once also when an error leaves the loop: its thread must not outlive this call.
-    with closing(one_ahead(batches(tasks, max_bytes=max_bytes))) as ready:
+    record = partial(_record, workspace, project)
+    # Closed at once also when an error leaves the loop: its thread must not outlive this call. The answer to a request is
+    # recorded while the next one travels; until then its open journal row has the tasks looked for.
+    with closing(one_ahead(batches(tasks, max_bytes=max_bytes))) as ready, Behind(record, waiting=0) as recorder:
         for batch in ready:
-            _send(workspace, client, project, batch)
+            recorder.put(_send(workspace, client, project, batch))
             done += len(batch)
             on_sent(done)
     return done
@@ -57,7 +70,7 @@ def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
             yield item
 
 
-def _send(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, batch: list[TaskBody]) -> None:
+def _send(workspace: Workspace, client: LabelStudioClient, project: LabelingProject, batch: list[TaskBody]) -> _Sent:
     keys = [task.key for task in batch]
     with workspace.database.write() as session:
         call = labeling.intend(session, project.id, keys)
@@ -75,6 +88,10 @@ def _send(workspace: Workspace, client: LabelStudioClient, project: LabelingProj
         with workspace.database.write() as session:
             labeling.journal(session, call, JournalState.SETTLED, f"nothing was done: {error}")
         raise
+    return _Sent(call, dict(zip(keys, numbers, strict=True)))
+
+
+def _record(workspace: Workspace, project: LabelingProject, answered: _Sent) -> None:
     with workspace.database.write() as session:
-        sent.mark_pushed(session, project.id, dict(zip(keys, numbers, strict=True)))
-        labeling.journal(session, call, JournalState.DONE)
+        sent.mark_pushed(session, project.id, answered.numbers)
+        labeling.journal(session, answered.call, JournalState.DONE)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from activeseg.core.cells import GRID, in_words
 from activeseg.errors import ConfigError
 from activeseg.labelstudio.http import json_bytes
 
-MAX_TASKS = 500
-"""Tasks in a request: those without masks are so small that bytes alone would let thousands run into a time-out."""
+MAX_TASKS = 200
+"""Tasks in a request: nobody makes tasks while the server takes the last one, and those without masks are so small that
+bytes alone would let thousands run into a time-out."""
 
 FIRST_BYTES = 1_000_000
 
@@ -33,6 +35,7 @@ def task_payload(
     model_version: str | None = None,
     rough: bool = False,
     overlap: bool = False,
+    cells: Collection[int] | None = None,
 ) -> dict[str, Any]:
     """A task for import. What annotators see says nothing about score, rank or arm.
 
@@ -41,13 +44,16 @@ def task_payload(
     doubtful: classes the model is least sure of, most doubtful first.
     result, score, model_version: the prediction, as in `prediction_payload`; without a model_version there is none.
     rough: the prediction outlines one object only (a pre-annotation); the task's text says so. overlap: the classes may;
-    where the model has not drawn all of them, the text says what an undrawn one means.
+    where the model has not drawn all of them, the text says what an undrawn one means. cells: what of the image is asked
+    about (`core.cells`), None for all of it; the text says where that is, and that the picture beside frames it if there is
+    one, which `entropy_url` then shows.
     """
     guide = _NO_MODEL if model_version is None else _ROUGH if rough else None
+    where = "" if cells is None else _where(cells, framed=entropy_url is not None)
     data = {
         "image": image_url,
         "entropy": [entropy_url or image_url],
-        "doubt": guide + _ABSENT * overlap if guide else _hint(doubtful),
+        "doubt": where + (guide + _ABSENT * overlap if guide else _hint(doubtful, whole=cells is None)),
         "key": key,
         "sha256": sha256,
         "order": order_value(order),
@@ -82,8 +88,15 @@ def confidence_of_order(shown_order: int, size: int) -> float:
     return (shown_order + 0.5) / max(size, 1)
 
 
-def _hint(doubtful: Sequence[str]) -> str:
-    return "Least sure about: " + ", ".join(doubtful) if doubtful else "Check the whole mask."
+def _hint(doubtful: Sequence[str], *, whole: bool) -> str:
+    if doubtful:
+        return "Least sure about: " + ", ".join(doubtful)
+    return "Check the whole mask." if whole else "Check the mask there."
+
+
+def _where(cells: Collection[int], *, framed: bool) -> str:
+    seen = " (framed in the picture beside)" if framed else ""
+    return f"Label only these cells of {GRID} rows and {GRID} columns: {in_words(cells)}{seen}. The rest does not count. "
 
 
 def order_value(order: int) -> str:

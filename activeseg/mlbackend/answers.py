@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from activeseg.core.cells import asked_of, only_inside
 from activeseg.core.labels import LabelSet
 from activeseg.core.scaling import shrink_mask
 from activeseg.errors import ActivesegError, LabelSetMismatch, LabelStudioError
@@ -86,6 +87,8 @@ class Answers:
             raise LabelStudioError("it has no data")
         picture = self._pictures.of(data)
         mask = shrink_mask(self.champion.mask(segmenter, picture.pixels, name), picture.shown)
+        if (cells := asked_of(picture.cells, segmenter.spec.label_set)) is not None:
+            mask = only_inside(mask, cells)
         result = mask_to_result(mask, segmenter.spec.label_set, kind=kind)
         return prediction_payload(result, model_version=segmenter.model_version, score=SCORE)
 

@@ -29,10 +29,14 @@ MAX_ADDRESS = 2000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """pixels: (H, W, 3) uint8, upright, as the network sees them. shown: (height, width) annotators draw on."""
+    """pixels: (H, W, 3) uint8, upright, as the network sees them. shown: (height, width) annotators draw on.
+
+    cells: what of it is asked about; None for all of it.
+    """
 
     pixels: npt.NDArray[np.uint8]
     shown: tuple[int, int]
+    cells: list[int] | None = None
 
 
 class Pictures:
@@ -53,10 +57,10 @@ class Pictures:
             found = labeling.task_of_image(session, key, sha256)
         if found is None:
             return None
-        task, ref = found
+        task, ref, cells = found
         pixels = self._workspace.read_image(ref)
         height, width = pixels.shape[:2]
-        return Picture(pixels, (task.shown_height or height, task.shown_width or width))
+        return Picture(pixels, (task.shown_height or height, task.shown_width or width), cells)
 
     def _from_server(self, address: Any) -> Picture:
         path = self._path_on_server(address)

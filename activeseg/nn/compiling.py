@@ -36,8 +36,8 @@ TIMED = 2
 LEAST_GAIN = 0.03
 """Share of the time that a compiled network must save to serve."""
 
-Compute = Callable[[Tensor], Tensor]
-"""Pixels (N, 3, H, W) uint8 on the device -> statistics (N, K) float64."""
+Compute = Callable[..., Tensor]
+"""Pixels (N, 3, H, W) uint8 on the device, and whatever else a batch comes with -> statistics (N, K) float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +111,18 @@ class Takeover:
     _serving: set[torch.Size] = field(default_factory=set)
     _tried: set[torch.Size] = field(default_factory=set)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, *more: Tensor) -> Tensor:
         """The statistics of a batch."""
         shape = pixels.shape
-        compiled = shape in self._serving or (self._worth_trying(shape) and self._compile(pixels))
+        compiled = shape in self._serving or (self._worth_trying(shape) and self._compile(pixels, *more))
         if compiled:
-            statistics = self.compiled(pixels)
+            statistics = self.compiled(pixels, *more)
             self.pace.compiled_images += len(pixels)
         elif self.mode == "auto" and shape not in self._tried and len(self._seconds.get(shape, ())) <= TIMED:
-            seconds, statistics = self._timed(self.eager, pixels)
+            seconds, statistics = self._timed(self.eager, pixels, *more)
             self._seconds.setdefault(shape, []).append(seconds / len(pixels))
         else:
-            statistics = self.eager(pixels)
+            statistics = self.eager(pixels, *more)
         # Not before, because what does not fit into memory comes again in parts.
         self._seen[shape] += len(pixels)
         self.pace.images += len(pixels)
@@ -141,17 +141,17 @@ class Takeover:
         cost = self.ledger.get(self._key(shape)) or self.expected
         return left * median(timed) * cost.gain > cost.seconds
 
-    def _compile(self, pixels: Tensor) -> bool:
+    def _compile(self, pixels: Tensor, *more: Tensor) -> bool:
         """Whether the compiled network serves the shape from now on: unless it cannot, is no faster or says something else."""
         self._tried.add(pixels.shape)
         if (hindrance := self.hinders()) is not None:
             return self._refuse(hindrance)
         began = self.clock()
         try:
-            statistics = self.compiled(pixels)
+            statistics = self.compiled(pixels, *more)
             compiling = self.clock() - began
-            faster = min(self._timed(self.compiled, pixels)[0] for _ in range(TIMED))
-            slower, expected = self._timed(self.eager, pixels)
+            faster = min(self._timed(self.compiled, pixels, *more)[0] for _ in range(TIMED))
+            slower, expected = self._timed(self.eager, pixels, *more)
         except Exception as error:  # the compiler is a large program that calls others: it raises anything
             said = str(error).strip().partition("\n")[0][:200]
             return self._refuse(f"{type(error).__name__}: {said}")
@@ -171,9 +171,9 @@ class Takeover:
         logging.getLogger(__name__).warning("scoring goes on without a compiled network: %s", reason)
         return False
 
-    def _timed(self, compute: Compute, pixels: Tensor) -> tuple[float, Tensor]:
+    def _timed(self, compute: Compute, pixels: Tensor, *more: Tensor) -> tuple[float, Tensor]:
         began = self.clock()
-        statistics = compute(pixels)
+        statistics = compute(pixels, *more)
         return self.clock() - began, statistics
 
     def _key(self, shape: torch.Size) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,36 @@ class LabeledImage:
     truth: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class UnlabeledImage:
+    """An image nobody has labelled. load: its pixels, as `LabeledImage.load` gives them. uri: where it is, for messages."""
+
+    image_id: int
+    load: Callable[[], Array | Decoded]
+    uri: str = ""
+
+
+class Kept:
+    """Decoded images in memory, by key, as long as they fit into `budget` bytes; safe to use from several threads."""
+
+    def __init__(self, budget: int) -> None:
+        self.free = budget
+        self._tensors: dict[Hashable, tuple[Tensor, ...]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """What was kept under this key."""
+        return self._tensors.get(key)
+
+    def put(self, key: Hashable, *tensors: Tensor) -> None:
+        """Keep these where there is room."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        with self._lock:
+            if key not in self._tensors and size <= self.free:
+                self._tensors[key] = tensors
+                self.free -= size
+
+
 class Samples:
     """Images as the network takes them and its targets, by position; safe to read from several threads."""
 
@@ -48,9 +78,7 @@ class Samples:
         self._images = images
         self.label_set = label_set
         self.policy = policy
-        self._free = budget
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self._lock = threading.Lock()
+        self.kept = Kept(budget)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -60,21 +88,49 @@ class Samples:
 
         Targets are channel numbers (h, w) or, where classes overlap, 0 or 1 for each channel (C, h, w).
         """
-        kept = self._kept.get(position)
-        return kept if kept is not None else self._load(position)
+        found = self.kept.get(position)
+        return (found[0], found[1]) if found is not None else self._load(position)
 
     def _load(self, position: int) -> tuple[Tensor, Tensor]:
         image, mask = load_checked(self._images[position], self.label_set)
-        pixels = to_pixels(resize_short_side(image.pixels, self.policy.short_side))
+        pixels = _resized(image, self.policy)
         targets = resize_mask(torch.from_numpy(self.label_set.to_channels(mask)), pixels.shape[1], pixels.shape[2])
-        # Crops are cut and resized faster from interleaved colours.
-        sample = pixels[None].contiguous(memory_format=torch.channels_last)[0], targets
-        size = pixels.numel() + targets.numel()
-        with self._lock:
-            if position not in self._kept and size <= self._free:
-                self._kept[position] = sample
-                self._free -= size
-        return sample
+        self.kept.put(position, pixels, targets)
+        return pixels, targets
+
+
+class UnlabeledSamples:
+    """Images without a truth as the network takes them, by position; safe to read from several threads.
+
+    kept: the memory they share with others.
+    """
+
+    def __init__(self, images: Sequence[UnlabeledImage], policy: InputPolicy, kept: Kept) -> None:
+        self.images = images
+        self.policy = policy
+        self._kept = kept
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Tensor:
+        """Pixels (3, h, w) uint8. Raises the error of `load` where that raises a DataError, with the image's name."""
+        image = self.images[position]
+        found = self._kept.get(image)
+        if found is not None:
+            return found[0]
+        try:
+            pixels = _resized(decoded(image.load()), self.policy)
+        except DataError as error:
+            raise _naming(image, error) from error
+        self._kept.put(image, pixels)
+        return pixels
+
+
+def _resized(image: Decoded, policy: InputPolicy) -> Tensor:
+    pixels = to_pixels(resize_short_side(image.pixels, policy.short_side))
+    # Crops are cut and resized faster from interleaved colours.
+    return pixels[None].contiguous(memory_format=torch.channels_last)[0]
 
 
 def decoded(image: Array | Decoded) -> Decoded:
@@ -94,9 +150,13 @@ def load_checked(image: LabeledImage, label_set: LabelSet) -> tuple[Decoded, Mas
         _require_same_size(pixels.size, mask)
         label_set.check_mask(mask)
     except DataError as error:
-        where = f" ({image.uri})" if image.uri else ""
-        raise type(error)(f"image {image.image_id}{where}: {error}") from error
+        raise _naming(image, error) from error
     return pixels, mask
+
+
+def _naming(image: LabeledImage | UnlabeledImage, error: DataError) -> DataError:
+    where = f" ({image.uri})" if image.uri else ""
+    return type(error)(f"image {image.image_id}{where}: {error}")
 
 
 def _require_same_size(size: tuple[int, int], mask: Mask) -> None:

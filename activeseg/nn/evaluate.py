@@ -16,6 +16,7 @@ from activeseg.core.calibration import Calibration, CalibrationFigures
 from activeseg.core.entropy import predicted_channels
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.core.metrics import ConfusionMatrix, Counts, Metrics, OverlapCounts, Smoothed, smoothed
+from activeseg.core.temperature import FittedTemperature, TemperatureFit, scaled
 from activeseg.errors import NotReadyError
 from activeseg.imaging.decode import resize_short_side
 from activeseg.nn.batches import BATCH_SIZE, Loaded, batches_by_size
@@ -56,7 +57,8 @@ class Evaluation:
 
     metrics: dataset-level. counts: (N, 3, C) int64, hits, truth pixels and predicted pixels of each image, in the order
     of image_ids. confusion: (C, C) int64, rows = truth, over all images; None where classes overlap. smoothed: the
-    source documents' form of IoU and Dice, per image.
+    source documents' form of IoU and Dice, per image. temperature: the one that was given. scaled: calibration with it, None
+    where it is 1. fitted: the temperature that suits these images, where it was asked for.
     """
 
     metrics: Metrics
@@ -65,6 +67,9 @@ class Evaluation:
     calibration: CalibrationFigures
     smoothed: Smoothed
     image_ids: tuple[int, ...]
+    temperature: float = 1.0
+    scaled: CalibrationFigures | None = None
+    fitted: FittedTemperature | None = None
 
     def overall(self) -> dict[str, float]:
         """The figures over all classes by the names they are stored under; NaN where nothing was counted."""
@@ -90,10 +95,13 @@ def evaluate(
     device: torch.device,
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
+    temperature: float = 1.0,
+    fit_temperature: bool = False,
 ) -> Evaluation:
     """Counts and calibration at each image's own size; the ignored class and unlabelled pixels are not counted.
 
-    What is kept of an image is its counts: memory does not grow with the masks.
+    What is kept of an image is its counts: memory does not grow with the masks. temperature: what logits are divided by for
+    `Evaluation.scaled`; fit_temperature: whether to find the one that suits these images.
     Raises NotReadyError without images, MaskError for a mask that does not fit its image.
     """
     if not images:
@@ -101,7 +109,8 @@ def evaluate(
     sigmoid = segmenter.spec.head == "sigmoid"
     load = partial(_load_truth, segmenter)
     readers = PLANES_READERS if segmenter.spec.label_set.overlap else default_readers()
-    tally = _Tally(segmenter.spec.label_set, len(images), sigmoid=sigmoid)
+    fit = TemperatureFit(sigmoid=sigmoid) if fit_temperature else None
+    tally = _Tally(segmenter.spec.label_set, len(images), sigmoid=sigmoid, temperature=temperature, fit=fit)
     with closing(map_ahead(load, enumerate(images), workers=readers, ahead=2 * batch_size)) as loaded:
         batches: Iterator[list[Loaded[_Waiting]]] = batches_by_size(loaded, batch_size)
         for batch in batches:
@@ -114,11 +123,15 @@ def evaluate(
 class _Tally:
     """Sums over images, and the counts of each by its position."""
 
-    def __init__(self, label_set: LabelSet, images: int, *, sigmoid: bool) -> None:
+    def __init__(
+        self, label_set: LabelSet, images: int, *, sigmoid: bool, temperature: float, fit: TemperatureFit | None
+    ) -> None:
         num_classes = label_set.num_classes
         self.label_set, self.sigmoid = label_set, sigmoid
         self.total: ConfusionMatrix | OverlapCounts = OverlapCounts(num_classes) if sigmoid else ConfusionMatrix(num_classes)
         self.calibration = Calibration(sigmoid=sigmoid)
+        self.temperature, self.fit = temperature, fit
+        self.scaled = Calibration(sigmoid=sigmoid) if temperature != 1.0 else None
         self.counts: Counts = np.zeros((images, 3, num_classes), np.int64)
 
     def add(self, waiting: _Waiting, logits: torch.Tensor) -> None:
@@ -128,6 +141,10 @@ class _Tally:
         self.total.update(predicted_channels(logits, sigmoid=self.sigmoid).cpu(), true)
         self.counts[waiting.position] = self.total.counts - before
         self.calibration.update(logits, true)
+        if self.scaled is not None:
+            self.scaled.update(scaled(logits, self.temperature), true)
+        if self.fit is not None:
+            self.fit.update(logits[0], true[0], seed=waiting.position)
 
     def evaluation(self, image_ids: tuple[int, ...]) -> Evaluation:
         """All figures."""
@@ -138,6 +155,9 @@ class _Tally:
             calibration=self.calibration.compute(),
             smoothed=smoothed(self.counts),
             image_ids=image_ids,
+            temperature=self.temperature,
+            scaled=None if self.scaled is None else self.scaled.compute(),
+            fitted=None if self.fit is None else self.fit.fit(),
         )
 
 

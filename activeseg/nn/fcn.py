@@ -45,12 +45,18 @@ class FCNVGG16(Network):
         super().__init__()
         self.encoder = VGG16Encoder(width)
         self.decoder = SkipDecoder(self.encoder.channels, num_classes, stride=decoder_stride, bilinear=upsampling == "bilinear")
+        self._strides = sorted([*self.decoder.skips, STRIDE])
 
-    def coarse(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) of the padded image's own size: the last
-        layer, a transposed convolution, enlarges them itself.
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) float of any size -> pool3, pool4 and conv7 of the padded image, as far as the decoder reads."""
+        found = self.encoder(extend(x, *_padded_size(*x.shape[-2:])))
+        return tuple(found[stride] for stride in self._strides)
+
+    def scores(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Features -> logits (N, num_classes, h, w) of the padded image's own size: the last layer, a transposed
+        convolution, enlarges them itself.
         """
-        logits: Tensor = self.decoder(self.encoder(extend(x, *_padded_size(*x.shape[-2:]))))
+        logits: Tensor = self.decoder(dict(zip(self._strides, features, strict=True)))
         return logits
 
     def enlargement(self, height: int, width: int) -> Enlargement:

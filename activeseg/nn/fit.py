@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,24 @@ from activeseg import __version__
 from activeseg.config import TrainingSection
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.nn.checkpoint import Segmenter
-from activeseg.nn.crops import draw_batch
-from activeseg.nn.data import LabeledImage, Samples, load_checked, to_input
-from activeseg.nn.decoding import default_readers
+from activeseg.nn.crops import Batch, draw_step
+from activeseg.nn.data import LabeledImage, Samples, UnlabeledImage, UnlabeledSamples, to_input
 from activeseg.nn.device import autocast, pick_precision
 from activeseg.nn.ema import MovingAverage
 from activeseg.nn.evaluate import evaluate
 from activeseg.nn.losses import median_frequency_weights, segmentation_loss
 from activeseg.nn.prefetch import map_ahead
+from activeseg.nn.random_state import own_random_state, seed_dropout, training_mode
+from activeseg.nn.readable import readable, require_readable
 from activeseg.nn.snapshot import Look, Progress, best_look
+from activeseg.nn.teacher import Teacher, pseudo_loss
+from activeseg.records import InputPolicy
 
 POLY_POWER = 0.9
 """Exponent of the learning rate's decay to 0 (Chen et al., DeepLab, 2016)."""
 
 WITHOUT_EFFECT = frozenset({"min_train", "retrain_after", "retrain_days", "save_every"})
 """Keys of [training] that cannot change the weights: an unfinished training may go on where they differ."""
-
-# The crops have streams 0 and 1.
-_DROPOUT = 2
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,8 @@ class FitResult:
 
     losses: mean loss in nats of each step. looks: validation in between. kept_step: the step the weights are of.
     stopped: why it ended. seconds: of this process. resumed_at: steps an earlier process had done. refused: why its state
-    was not used, where it could not be.
+    was not used, where it could not be. unlabelled: images that pseudo-labels were made of. left_out: those that could not be
+    read, by id. labelled_share: of their pixels lately seen, those that got a label. thresholds: for a label of each channel.
     """
 
     losses: tuple[float, ...]
@@ -60,6 +59,10 @@ class FitResult:
     stopped: str = ""
     resumed_at: int = 0
     refused: str | None = None
+    unlabelled: int = 0
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    labelled_share: float | None = None
+    thresholds: tuple[float, ...] = ()
 
 
 def fit(
@@ -70,6 +73,7 @@ def fit(
     device: torch.device,
     precision: str = "auto",
     validation: Sequence[LabeledImage] = (),
+    unlabelled: Sequence[UnlabeledImage] = (),
     state: Path | None = None,
     run: str = "",
     on_step: Callable[[int, float], None] | None = None,
@@ -81,7 +85,8 @@ def fit(
     there. The caller deletes that file when it has stored the result. The global random state and the module's training
     flag stay as they were. on_step: called with (steps done, loss) after each.
 
-    Without `validation` there are no looks, and the last weights are kept.
+    Without `validation` there are no looks, and the last weights are kept. unlabelled: what pseudo-labels are made of, where
+    config asks for them; an image that cannot be read is left out and told in the log.
 
     Raises NotReadyError without images, ConfigError where training diverges, and, before the first step, the error of an
     image or mask that cannot be read or does not fit.
@@ -92,26 +97,25 @@ def fit(
     steps = config.planned_steps(len(images))
     policy = segmenter.spec.input_policy
     samples = Samples(images, segmenter.spec.label_set, policy)
-    _require_readable(samples, validation)
+    require_readable(samples, validation)
     weights = median_frequency_weights(samples).to(device) if config.class_weights == "median_frequency" else None
-    progress = _begin(segmenter.module.to(device), config, device, precision)
-    identity = _identity(segmenter, images, validation, config, run)
+    pool, left_out = readable(unlabelled if config.unlabelled == "pseudo" else (), samples)
+    progress = _begin(segmenter, config, device, precision, taught=len(pool) > 0)
+    identity = _identity(segmenter, images, validation, pool.images, config, run)
     refused = progress.resume(state, identity) if state else None
     resumed_at = progress.step
     with (
-        _training_mode(progress.module),
-        _own_random_state(device),
-        closing(_drawn(samples, config, range(resumed_at, steps), device)) as batches,
+        training_mode(progress.module),
+        own_random_state(device),
+        closing(_drawn(samples, pool, config, range(resumed_at, steps), device)) as batches,
     ):
-        for step, (pixels, targets) in batches:
+        for step, batch in batches:
             if _is_stale(progress.looks, config.patience):
                 break
             _set_learning_rates(progress.optimizer, step, steps, config)
-            _seed_dropout(config.seed, step, device)
-            with autocast(device, precision):
-                logits = progress.module(to_input(pixels, policy, device))
-            loss = segmentation_loss(logits, targets.to(device, non_blocking=True), weights=weights)
-            progress.losses.append(_descend(progress, loss, config))
+            seed_dropout(config.seed, step, device)
+            losses = _losses(progress, batch, policy, config, device, precision, weights)
+            progress.losses.append(_descend(progress, losses, config))
             progress.step = step + 1
             if progress.average:
                 progress.average.update(step)
@@ -133,34 +137,50 @@ def fit(
         stopped="all steps done" if progress.step == steps else f"{config.patience} looks without a better one",
         resumed_at=resumed_at,
         refused=refused,
+        unlabelled=len(pool),
+        left_out=left_out,
+        labelled_share=progress.teacher.labelled_share if progress.teacher else None,
+        thresholds=tuple(progress.teacher.thresholds().tolist()) if progress.teacher else (),
     )
 
 
-def _require_readable(samples: Samples, validation: Sequence[LabeledImage]) -> None:
-    """Load everything once: a broken image is told now and not after hours, when its turn comes or at the first look."""
-    check = partial(load_checked, label_set=samples.label_set)
-    readers = default_readers()
-    _exhaust(map_ahead(samples.__getitem__, range(len(samples)), workers=readers, ahead=2 * readers))
-    _exhaust(map_ahead(check, validation, workers=readers, ahead=2 * readers))
+def _losses(
+    progress: Progress,
+    batch: Batch,
+    policy: InputPolicy,
+    config: TrainingSection,
+    device: torch.device,
+    precision: str,
+    weights: Tensor | None,
+) -> Iterator[Tensor]:
+    """The loss of the labels and then, where the batch has unlabelled views, of what the teacher says of them."""
+    with autocast(device, precision):
+        logits = progress.module(to_input(batch.pixels, policy, device))
+    yield segmentation_loss(logits, batch.targets.to(device, non_blocking=True), weights=weights)
+    if batch.views is not None and progress.teacher is not None:
+        targets, share = progress.teacher.targets(batch.views, policy, device, precision)
+        with autocast(device, precision):
+            logits = progress.module(to_input(batch.views.strong, policy, device))
+        yield config.unlabelled_weight * pseudo_loss(logits, targets, share, weights=weights)
 
 
-def _exhaust(results: Generator[object, None, None]) -> None:
-    with closing(results):
-        for _ in results:
-            pass
-
-
-def _begin(module: nn.Module, config: TrainingSection, device: torch.device, precision: str) -> Progress:
+def _begin(segmenter: Segmenter, config: TrainingSection, device: torch.device, precision: str, *, taught: bool) -> Progress:
+    module = segmenter.module.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=pick_precision(device, precision) == "float16")
     average = MovingAverage(module, config.ema_decay) if config.ema_decay else None
+    spec = segmenter.spec
+    teacher = None
+    if taught and average is not None:
+        teacher = Teacher(average, spec.label_set.num_classes, config, sigmoid=spec.head == "sigmoid")
     # A fused step that is skipped because float16 overflowed would leave momentum buffers that hold anything.
-    return Progress(module, _optimizer(module, config, fused=not scaler.is_enabled()), scaler, average)
+    return Progress(module, _optimizer(module, config, fused=not scaler.is_enabled()), scaler, average, teacher=teacher)
 
 
 def _identity(
     segmenter: Segmenter,
     images: Sequence[LabeledImage],
     validation: Sequence[LabeledImage],
+    unlabelled: Sequence[UnlabeledImage],
     config: TrainingSection,
     run: str,
 ) -> str:
@@ -172,16 +192,17 @@ def _identity(
         "config": config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT)),
         "images": [(image.image_id, image.truth) for image in images],
         "validation": [(image.image_id, image.truth) for image in validation],
+        "unlabelled": [(image.image_id, image.uri) for image in unlabelled],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _drawn(
-    samples: Samples, config: TrainingSection, span: range, device: torch.device
+    samples: Samples, pool: UnlabeledSamples, config: TrainingSection, span: range, device: torch.device
 ) -> Generator[tuple[int, Batch], None, None]:
     """Steps and their batches. Beside a GPU they are drawn ahead, on threads; on a CPU they are drawn in turn, because
     there a second thread takes the cores from the step: 160 ms a step instead of 73 on two cores."""
-    draw = partial(draw_batch, samples, config)
+    draw = partial(draw_step, samples, pool, config)
     if device.type == "cpu":
         yield from ((step, draw(step)) for step in span)
         return
@@ -218,14 +239,18 @@ def _lr_factor(step: int, steps: int, config: TrainingSection) -> float:
     return float(warmup * (1 - step / steps) ** POLY_POWER) if config.schedule == "poly" else warmup
 
 
-def _descend(progress: Progress, loss: Tensor, config: TrainingSection) -> float:
-    """One step down the loss, which is returned. Raises ConfigError where it or the gradient is not finite."""
+def _descend(progress: Progress, losses: Iterable[Tensor], config: TrainingSection) -> float:
+    """One step down the sum of the losses, which is returned. Raises ConfigError where it or the gradient is not finite."""
     progress.optimizer.zero_grad()
-    progress.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    total = torch.zeros(())
+    for loss in losses:
+        # Before the next one is computed: memory holds the activations of one.
+        progress.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total = total.to(loss.device) + loss.detach()
     progress.scaler.unscale_(progress.optimizer)
     # Without a limit nothing is scaled; the norm says whether all gradients are finite.
     norm = nn.utils.clip_grad_norm_(progress.module.parameters(), config.clip_norm or math.inf)
-    value, gradient = torch.stack([loss.detach(), norm]).tolist()
+    value, gradient = torch.stack([total, norm]).tolist()
     # In float16 a gradient overflows now and then; the scaler then leaves the step out and takes a smaller scale.
     overflow = progress.scaler.is_enabled() and progress.scaler.get_scale() > 1
     if not np.isfinite(value) or not (np.isfinite(gradient) or overflow):
@@ -257,32 +282,3 @@ def _is_stale(looks: list[Look], patience: int) -> bool:
     """Whether the best look lies `patience` looks back."""
     best = best_look(looks)
     return bool(patience) and best is not None and len(looks) - 1 - looks.index(best) >= patience
-
-
-def _seed_dropout(seed: int, step: int, device: torch.device) -> None:
-    """Dropout is the only user of the global generators; seeded anew for each step, it needs no saving."""
-    [drawn] = np.random.SeedSequence([seed, _DROPOUT, step]).generate_state(1, np.uint64)
-    torch.default_generator.manual_seed(int(drawn))
-    if device.type == "cuda":
-        torch.cuda.default_generators[_cuda_index(device)].manual_seed(int(drawn))
-
-
-@contextmanager
-def _training_mode(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.train()
-    try:
-        yield
-    finally:
-        module.train(was_training)
-
-
-@contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """The global generators are put back at the end."""
-    with torch.random.fork_rng(devices=[_cuda_index(device)] if device.type == "cuda" else []):
-        yield
-
-
-def _cuda_index(device: torch.device) -> int:
-    return device.index if device.index is not None else torch.cuda.current_device()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +61,8 @@ def score_images(
     cache: Path | None = None,
     left: Callable[[], float] = lambda: 0.0,
     pace: Pace | None = None,
+    needs: Collection[str] = (),
+    temperature: float = 1.0,
 ) -> Generator[ImageScore | ScoreFailure, None, None]:
     """Scores as they are finished, one result per image, in the images' order as far as their sizes allow.
 
@@ -68,13 +70,23 @@ def score_images(
     read: what an image holds, see `decoding.Read`; called from several threads (`readers`, 0 = by the cores). A DataError it
     raises becomes a ScoreFailure; anything else is raised here. Entropies are summed at the size the input policy gives.
     batch_size: 0 = found by trying on a GPU, BATCH_SIZE on a CPU; smaller ones are made where memory is short.
-    compile, cache, left: see `scoring.Scorer`. pace: is told where the time goes.
+    compile, cache, left, needs, temperature: see `scoring.Scorer`. pace: is told where the time goes.
 
     Raises NonFiniteScoreError naming the image whose score is NaN or infinite, DeviceMemoryError where memory is too small
     even for one image; an image that alone is too large where others fit becomes a ScoreFailure.
     """
     pace = pace or Pace()
-    scorer = Scorer(segmenter, device=device, precision=precision, pace=pace, compile=compile, cache=cache, left=left)
+    scorer = Scorer(
+        segmenter,
+        device=device,
+        precision=precision,
+        pace=pace,
+        compile=compile,
+        cache=cache,
+        left=left,
+        needs=needs,
+        temperature=temperature,
+    )
     loader = Loader(read, segmenter.spec.input_policy)
     images, limit = (images, BatchLimit(batch_size)) if batch_size else _tried(scorer, loader, iter(images))
     with closing(loader.ahead(images, readers=readers, ahead=2 * limit.images)) as loaded:

@@ -37,27 +37,27 @@ class FCNMobileNetV2(Network):
             {str(stride): score_layer(self.encoder[_LAST_BLOCK[stride]].out_channels, num_classes) for stride in self.strides}
         )
 
-    def coarse(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) of decoder_stride."""
-        return self._score_sum(self._features(pad_input(x, self.decoder_stride)))
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) float of any size -> the last maps at strides decoder_stride to 32 of the padded image."""
+        x = pad_input(x, self.decoder_stride)
+        found = []
+        last_blocks = {_LAST_BLOCK[stride] for stride in self.strides}
+        for number, block in enumerate(self.encoder):
+            x = block(x)
+            if number in last_blocks:
+                found.append(x)
+        return tuple(found)
+
+    def scores(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Features -> logits (N, num_classes, h, w) of decoder_stride."""
+        at = dict(zip(self.strides, features, strict=True))
+        coarsest, *finer = reversed(self.strides)
+        total: Tensor = self.score[str(coarsest)](at[coarsest])
+        for stride in finer:
+            scores = self.score[str(stride)](at[stride])
+            total = scores + extend(enlarge(total, 2), *scores.shape[-2:])
+        return total
 
     def enlargement(self, height: int, width: int) -> Enlargement:
         """Score i of decoder_stride s lies on pixel s*i: the first and last on those of the padded image."""
         return Enlargement(padded_size(height, width, self.decoder_stride), True, height, width)
-
-    def _features(self, x: Tensor) -> dict[int, Tensor]:
-        features: dict[int, Tensor] = {}
-        stride_after = {block: stride for stride, block in _LAST_BLOCK.items()}
-        for number, block in enumerate(self.encoder):
-            x = block(x)
-            if number in stride_after:
-                features[stride_after[number]] = x
-        return features
-
-    def _score_sum(self, features: dict[int, Tensor]) -> Tensor:
-        coarsest, *finer = reversed(self.strides)
-        total: Tensor = self.score[str(coarsest)](features[coarsest])
-        for stride in finer:
-            scores = self.score[str(stride)](features[stride])
-            total = scores + extend(enlarge(total, 2), *scores.shape[-2:])
-        return total

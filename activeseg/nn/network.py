@@ -1,4 +1,4 @@
-"""What every network of the zoo is: coarse logits from an image, and how they become the image's size."""
+"""What every network of the zoo is: features of an image, coarse logits from them, and how they become the image's size."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from activeseg.core.enlarging import Enlargement
 
 
 class Network(nn.Module):
-    """A segmentation network in two steps, so that scores can be summed without a tensor of the image's size.
+    """A segmentation network in three steps: what it sees can be looked at and disturbed before it is judged, and scores can
+    be summed without a tensor of the image's size.
 
-    A subclass gives `coarse` and `enlargement`; `forward` is both.
+    A subclass gives `features`, `scores` and `enlargement`; `forward` is all three.
     """
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) float of any size -> the maps (N, D, h, w) that `scores` reads, the coarsest one last."""
+        raise NotImplementedError
+
+    def scores(self, features: tuple[Tensor, ...]) -> Tensor:
+        """What `features` gave -> logits (N, num_classes, h, w) before the last interpolation."""
+        raise NotImplementedError
 
     def coarse(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) before the last interpolation."""
-        raise NotImplementedError
+        return self.scores(self.features(x))
 
     def enlargement(self, height: int, width: int) -> Enlargement:
         """How `coarse` logits of a (height, width) image become logits of its size."""

@@ -10,6 +10,9 @@ from activeseg.errors import ConfigError
 from activeseg.nn.geometry import MIN_SIDE, extend
 from activeseg.nn.network import Network
 
+_LRASPP = ("low", "high")
+"""The maps LR-ASPP's head takes; all others take the one named 'out'."""
+
 
 class PublishedNetwork(Network):
     """A network of `torchvision.models.segmentation` by its name; `encoder` is its backbone.
@@ -36,27 +39,31 @@ class PublishedNetwork(Network):
         """
         if self.training and len(x) == 1 and self.name.startswith("deeplabv3"):
             raise ConfigError(f"{self.name} trains on at least 2 images a step, got 1: raise [training] batch_size")
-        features = self._features(x)
-        scores = {"out": self._scores(features)}
+        found = self._encoded(x)
+        scores = {"out": self.scores(self._read(found))}
         if self.training and self.aux_classifier is not None:
-            scores["aux"] = self.aux_classifier(features["aux"])
+            scores["aux"] = self.aux_classifier(found["aux"])
         enlargement = self.enlargement(*x.shape[-2:])
         return {name: enlargement.apply(score) for name, score in scores.items()}
 
-    def coarse(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float of any size -> logits (N, num_classes, h, w) of stride 8, LR-ASPP's too."""
-        return self._scores(self._features(x))
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, 3, H, W) float of any size -> the backbone's last map; LR-ASPP reads an earlier one, too."""
+        return self._read(self._encoded(x))
+
+    def scores(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Features -> logits (N, num_classes, h, w) of stride 8, LR-ASPP's too."""
+        logits: Tensor = self.classifier(features[0] if len(features) == 1 else dict(zip(_LRASPP, features, strict=True)))
+        return logits
 
     def enlargement(self, height: int, width: int) -> Enlargement:
         """Half-pixel centres, as torchvision trained its published segmentation weights."""
         return Enlargement((max(height, MIN_SIDE), max(width, MIN_SIDE)), False, height, width)
 
-    def _features(self, x: Tensor) -> dict[str, Tensor]:
+    def _encoded(self, x: Tensor) -> dict[str, Tensor]:
         height, width = x.shape[-2:]
-        features: dict[str, Tensor] = self.encoder(extend(x, max(height, MIN_SIDE), max(width, MIN_SIDE)))
-        return features
+        found: dict[str, Tensor] = self.encoder(extend(x, max(height, MIN_SIDE), max(width, MIN_SIDE)))
+        return found
 
-    def _scores(self, features: dict[str, Tensor]) -> Tensor:
-        # LR-ASPP's head takes two feature maps, all others the one named 'out'.
-        scores: Tensor = self.classifier(features.get("out", features))
-        return scores
+    @staticmethod
+    def _read(found: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return (found["out"],) if "out" in found else tuple(found[name] for name in _LRASPP)

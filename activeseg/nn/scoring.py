@@ -1,21 +1,26 @@
-"""Batches to scores: pixels go up to the device as bytes, less than a kilobyte of statistics an image comes down."""
+"""Batches to scores: pixels go up to the device as bytes, one or two kilobytes of statistics an image come down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from activeseg.core.embedding import DIMENSIONS, pack_rows, project, shorten
 from activeseg.core.entropy import GRID, BatchStatistics
 from activeseg.core.reduction import can_compile, reduce_coarse
+from activeseg.core.temperature import scaled
 from activeseg.errors import NonFiniteScoreError
 from activeseg.nn.batches import Loaded
 from activeseg.nn.checkpoint import Segmenter
+from activeseg.nn.committee import bald, class_gradients, seeds_of, tta_jsd
 from activeseg.nn.compiling import Ledger, Takeover, compile_module, device_clock, expected_cost, machine_name
 from activeseg.nn.data import stack_pixels, to_input
 from activeseg.nn.device import autocast, pick_precision
@@ -29,6 +34,11 @@ _TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 1e-2}
 # BatchStatistics in the order in which they are packed: those with one value an image, the grid, those by channel.
 _SINGLE = ("entropy_sum", "valid_pixels", "entropy_share", "margin_mean", "least_confidence_mean")
 _BY_CHANNEL = ("channel_entropy_sum", "region_pixels", "region_entropy_sum", "mean_confidence")
+
+# What may come behind them, in this order, and how many numbers it is.
+_MORE = {"feature": DIMENSIONS, "bald": 1, "tta_jsd": 1, "gradient": DIMENSIONS}
+NEEDS = {"bald": "bald", "tta_jsd": "tta_jsd", "gradients": "gradient"}
+"""What a strategy may need besides the usual statistics (`Strategy.needs`; features always come): the field of a score."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +55,7 @@ class Scorer:
 
     compile: 'auto', 'always' or 'never', see `compiling.Takeover`. cache: folder for what was compiled and what it cost.
     left: images the pass will still see.
+    needs: keys of NEEDS to give, too. temperature: what logits are divided by before anything is summed.
     """
 
     def __init__(
@@ -57,14 +68,18 @@ class Scorer:
         compile: str = "never",
         cache: Path | None = None,
         left: Callable[[], float] = lambda: 0.0,
+        needs: Collection[str] = (),
+        temperature: float = 1.0,
     ) -> None:
+        self.more = ["feature", *(field for name, field in NEEDS.items() if name in needs)]
+        self.temperature = temperature
         self.spec, self.device, self.precision = segmenter.spec, device, pick_precision(device, precision)
         # Not under inference_mode: weights moved there could not be trained again.
         module = segmenter.module.to(device)
         assert isinstance(module, Network)
         self.module = module
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        network = PixelsToLogits(self.module, self.spec.input_policy)
+        network = PixelsToFeatures(self.module, self.spec.input_policy, keep=self.more != ["feature"])
         # On a CPU the reduction is built within a second, once for all runs; on a GPU it would be compiled for every shape.
         reduced = compile != "never" and device.type == "cpu" and can_compile() is None
         self._compute = Takeover(
@@ -84,7 +99,7 @@ class Scorer:
     def submit(self, batch: list[Loaded[ImageRef]]) -> Submitted:
         """Have a batch of one size computed. On a GPU this returns before it is."""
         with evaluating(self.module), torch.inference_mode(), autocast(self.device, self.precision):
-            statistics = self._compute(self._upload(batch))
+            statistics = self._compute(self._upload(batch), seeds_of([one.tag for one in batch]).to(self.device))
         if self.device.type != "cuda":
             return Submitted(batch, statistics, None)
         host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
@@ -97,26 +112,50 @@ class Scorer:
         """The scores of a batch, once they are there. Raises NonFiniteScoreError naming the image whose score is none."""
         if submitted.arrived is not None:
             submitted.arrived.synchronize()
-        statistics = unpack(submitted.statistics, self.spec.label_set.num_classes)
-        return list(image_scores(statistics, [one.tag for one in submitted.batch], self.spec.label_set.channels))
+        images, channels = [one.tag for one in submitted.batch], self.spec.label_set.channels
+        usual = submitted.statistics.shape[1] - sum(_MORE[name] for name in self.more)
+        scores = list(image_scores(unpack(submitted.statistics[:, :usual], len(channels)), images, channels))
+        more = submitted.statistics[:, usual:]
+        _require_finite(images, more.sum(dim=1), "embedding or disagreement")
+        return [replace(score, **found) for score, found in zip(scores, self._more_of(more), strict=True)]
 
     def seconds(self, pixels: Tensor) -> float:
         """How long this network takes for pixels (N, 3, H, W) uint8, computed eagerly."""
         clock = self._compute.clock
         with evaluating(self.module), torch.inference_mode(), autocast(self.device, self.precision):
-            on_device = pixels.to(self.device)
-            self._compute.eager(on_device)
+            on_device = pixels.to(self.device), torch.zeros(len(pixels), dtype=torch.int32, device=self.device)
+            self._compute.eager(*on_device)
             began = clock()
-            self._compute.eager(on_device)
+            self._compute.eager(*on_device)
             return clock() - began
 
-    def _statistics(self, network: Callable[[Tensor], Tensor], pixels: Tensor, *, compiled: bool) -> Tensor:
-        logits, size = network(pixels), pixels.shape[-2:]
+    def _statistics(self, network: Callable[[Tensor], Seen], pixels: Tensor, seeds: Tensor, *, compiled: bool) -> Tensor:
+        seen, size = network(pixels), pixels.shape[-2:]
         # As the eager network without a compiler does it: interpolated and summed in float32, whatever the forward ran in.
         with torch.autocast(self.device.type, enabled=False):
             enlargement = self.module.enlargement(size[0], size[1])
-            sigmoid = self.spec.head == "sigmoid"
-            return pack(reduce_coarse(logits, enlargement, sigmoid=sigmoid, compiled=compiled))
+            logits = scaled(seen.logits, self.temperature)
+            usual = pack(reduce_coarse(logits, enlargement, sigmoid=self.spec.head == "sigmoid", compiled=compiled))
+        more = [self._column(name, seen, pixels, seeds).double() for name in self.more]
+        return torch.cat([usual, *(column.view(len(pixels), -1) for column in more)], dim=1)
+
+    def _column(self, name: str, seen: Seen, pixels: Tensor, seeds: Tensor) -> Tensor:
+        """One of what `more` asks for: (N,) or (N, DIMENSIONS)."""
+        sigmoid, size = self.spec.head == "sigmoid", (pixels.shape[-2], pixels.shape[-1])
+        if name == "feature":
+            return project(seen.average)
+        if name == "gradient":
+            return shorten(class_gradients(scaled(seen.logits, self.temperature), seen.features[-1], sigmoid=sigmoid))
+        if name == "bald":
+            return bald(self.module, seen.features, size, seeds, temperature=self.temperature, sigmoid=sigmoid)
+        x = to_input(pixels, self.spec.input_policy, pixels.device)
+        return tta_jsd(self.module, x, seen.logits, temperature=self.temperature, sigmoid=sigmoid)
+
+    def _more_of(self, columns: Tensor) -> Iterator[dict[str, Any]]:
+        """What stands behind the usual statistics, by field, of each image."""
+        parts = dict(zip(self.more, torch.split(columns, [_MORE[name] for name in self.more], dim=1), strict=True))
+        fields = {name: pack_rows(part.numpy()) if _MORE[name] > 1 else part[:, 0].tolist() for name, part in parts.items()}
+        return (dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True))
 
     def _upload(self, batch: list[Loaded[ImageRef]]) -> Tensor:
         """Pixels (N, 3, H, W) uint8 on the device; to a GPU on a stream of their own, so that it goes on computing."""
@@ -131,16 +170,26 @@ class Scorer:
         return pixels
 
 
-class PixelsToLogits(nn.Module):
-    """A network from the bytes of images on: (N, 3, H, W) uint8 -> coarse logits."""
+class Seen(NamedTuple):
+    """logits: coarse (N, C, h, w). average: of each channel of the coarsest features (N, D). features: all, or none."""
 
-    def __init__(self, network: Network, policy: InputPolicy) -> None:
+    logits: Tensor
+    average: Tensor
+    features: tuple[Tensor, ...]
+
+
+class PixelsToFeatures(nn.Module):
+    """A network from the bytes of images on: (N, 3, H, W) uint8 -> what it sees. keep: hand all features out."""
+
+    def __init__(self, network: Network, policy: InputPolicy, *, keep: bool = False) -> None:
         super().__init__()
-        self.network, self.policy = network, policy
+        self.network, self.policy, self.keep = network, policy, keep
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised as the policy says, then `Network.coarse`."""
-        return self.network.coarse(to_input(pixels, self.policy, pixels.device))
+    def forward(self, pixels: Tensor) -> Seen:
+        """Normalised as the policy says, then `Network.features` and `Network.scores`."""
+        features = self.network.features(to_input(pixels, self.policy, pixels.device))
+        average = features[-1].float().mean(dim=(2, 3))
+        return Seen(self.network.scores(features), average, features if self.keep else ())
 
 
 def pack(statistics: BatchStatistics) -> Tensor:
@@ -161,17 +210,21 @@ def unpack(packed: Tensor, channels: int) -> BatchStatistics:
 
 def image_scores(statistics: BatchStatistics, images: list[ImageRef], channels: tuple[int, ...]) -> Iterator[ImageScore]:
     """One score per image. channels: class index of each network channel. Raises NonFiniteScoreError before the first."""
-    finite = torch.isfinite(statistics.grid).all(dim=1) & torch.isfinite(statistics.channel_entropy_sum).all(dim=1)
-    for image, is_finite, value in zip(images, finite.tolist(), statistics.entropy_sum.tolist(), strict=True):
-        if not is_finite:
-            raise NonFiniteScoreError(
-                f"image {image.image_id} ({image.uri}) has entropy {value}: the checkpoint's weights or the precision are "
-                'at fault; evaluate the checkpoint, roll back, or set [model] precision = "float32"'
-            )
+    # A sum is finite only where all its parts are.
+    _require_finite(images, statistics.grid.sum(dim=1) + statistics.channel_entropy_sum.sum(dim=1), "entropy")
     classes = _class_scores(statistics, channels)
     rows = zip(*(getattr(statistics, name).tolist() for name in (*_SINGLE, "grid")), strict=True)
     for image, (total, pixels, share, margin, least, grid), per_class in zip(images, rows, classes, strict=True):
         yield ImageScore(image.image_id, total, total / pixels, pixels, share, margin, least, tuple(grid), per_class)
+
+
+def _require_finite(images: list[ImageRef], sums: Tensor, what: str) -> None:
+    for image, value in zip(images, sums.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise NonFiniteScoreError(
+                f"image {image.image_id} ({image.uri}) has {what} {value}: the checkpoint's weights or the precision are "
+                'at fault; evaluate the checkpoint, roll back, or set [model] precision = "float32"'
+            )
 
 
 def _class_scores(statistics: BatchStatistics, channels: tuple[int, ...]) -> Iterator[tuple[ClassScore, ...]]:
@@ -194,5 +247,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def _impossible(pixels: Tensor) -> Tensor:
+def _impossible(pixels: Tensor, seeds: Tensor) -> Tensor:
     raise AssertionError("nothing is compiled where compile is 'never'")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from activeseg.errors import CheckpointError
 from activeseg.nn.ema import MovingAverage
+from activeseg.nn.teacher import Teacher
 
 _KEY = "activeseg-training"
 
@@ -42,7 +43,8 @@ def best_look(looks: list[Look]) -> Look | None:
 class Progress:
     """A training after `step` steps, with all that the next one depends on.
 
-    losses: one per step. looks: validation in between. best: the weights of the best look, by name.
+    losses: one per step. looks: validation in between. best: the weights of the best look, by name. teacher: where unlabelled
+    images are learned from.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    teacher: Teacher | None = None
 
     @property
     def candidate(self) -> nn.Module:
@@ -130,7 +133,8 @@ class Progress:
 
     def _live(self) -> dict[str, Tensor]:
         average = self.average.module.state_dict() if self.average else {}
-        return _named("weights", self.module.state_dict()) | _named("average", average)
+        teacher = self.teacher.state if self.teacher else {}
+        return _named("weights", self.module.state_dict()) | _named("average", average) | _named("teacher", teacher)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return list(self.module.named_parameters())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from activeseg.config import PromotionSection
 from activeseg.core.bootstrap import paired_bootstrap
 from activeseg.core.labels import LabelSet
 from activeseg.core.metrics import Metrics
+from activeseg.core.temperature import ENOUGH_IMAGES
 from activeseg.db import checkpoints, truth
 from activeseg.db.models import Checkpoint, Decision, Split
 from activeseg.errors import LabelSetMismatch, NotReadyError
@@ -21,15 +22,20 @@ from activeseg.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate says of a challenger, in a sentence and in figures."""
+    """What the gate says of a challenger, in a sentence and in figures. temperature: fitted on the way, to score with."""
 
     promoted: bool
     reason: str
     statistics: dict[str, Any]
+    temperature: float | None = None
 
 
 def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> StageReport:
-    """Decide about every checkpoint that was trained and not decided about, oldest first."""
+    """Decide about every checkpoint that was trained and not decided about, oldest first.
+
+    Where the validation split has ENOUGH_IMAGES of them, the temperature of its scores is fitted there and frozen: once, now,
+    so that a validation split that grows later changes no score.
+    """
     started = time.monotonic()
     with workspace.database.read() as session:
         waiting = checkpoints.undecided(session)
@@ -38,6 +44,8 @@ def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> St
     if decisions:
         details |= {"model_version": waiting[-1].model_version, "reason": decisions[-1].reason}
         details |= {"statistics": decisions[-1].statistics}
+        if (temperature := decisions[-1].temperature) is not None:
+            details["temperature"] = round(temperature, 2)
     return StageReport("promote", len(decisions), 0, time.monotonic() - started, details)
 
 
@@ -47,6 +55,8 @@ def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Ve
         validated = bool(truth.current(session, split=Split.VAL))
     verdict = _judge(workspace, champion, challenger, validated)
     with workspace.database.write() as session:
+        if verdict.temperature is not None:
+            checkpoints.freeze_temperature(session, challenger.id, verdict.temperature)
         decision = Decision.PROMOTED if verdict.promoted else Decision.REFUSED
         checkpoints.decide(
             session,
@@ -64,14 +74,21 @@ def _judge(workspace: Workspace, champion: Checkpoint | None, challenger: Checkp
         if champion is None:
             return Verdict(True, "first", {})
         return Verdict(False, "no validation split: nothing but the first checkpoint is promoted without one", {})
-    new = evaluate_checkpoint(workspace, challenger)
+    new = evaluate_checkpoint(workspace, challenger, fit_temperature=True)
+    temperature = _temperature(new)
     if champion is None:
-        return Verdict(True, "first", {"mean_iou": new.metrics.mean_iou})
+        return Verdict(True, "first", {"mean_iou": new.metrics.mean_iou}, temperature)
     try:
         old = evaluate_checkpoint(workspace, champion)
     except LabelSetMismatch:
-        return Verdict(True, "first of these classes", {"mean_iou": new.metrics.mean_iou})
-    return gate(old, new, workspace.settings.promotion, LabelSet.from_dict(challenger.spec["label_set"]))
+        return Verdict(True, "first of these classes", {"mean_iou": new.metrics.mean_iou}, temperature)
+    verdict = gate(old, new, workspace.settings.promotion, LabelSet.from_dict(challenger.spec["label_set"]))
+    return replace(verdict, temperature=temperature)
+
+
+def _temperature(measured: Evaluation) -> float | None:
+    few = len(measured.image_ids) < ENOUGH_IMAGES
+    return None if few or measured.fitted is None else measured.fitted.temperature
 
 
 def gate(champion: Evaluation, challenger: Evaluation, rules: PromotionSection, label_set: LabelSet) -> Verdict:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -30,6 +30,7 @@ from activeseg.labelstudio.connection import TEST_KEY
 from activeseg.labelstudio.drawings import Drawing, fill_for, uncovered_value
 from activeseg.labelstudio.outcomes import find_outcomes
 from activeseg.labelstudio.registration import open_project
+from activeseg.labelstudio.sending import one_ahead
 from activeseg.labelstudio.submissions import ExportedTask, Submission, clean, read_task
 from activeseg.reconciliation import give_up_missing, give_up_project, reconcile_project
 from activeseg.records import StageReport
@@ -45,8 +46,9 @@ TOLD = 5
 """So many quarantined annotations are named in a report."""
 # Masks of a block of larger pictures would take gigabytes: fewer of those at a time.
 _BLOCK_PIXELS = BLOCK * 1280 * 1280
-# One core is left to the server, which is often the same machine's; each thread holds the masks of a task.
-_THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
+# Decoding leaves Python's lock, and a server on the same machine has nothing to do once the next block is exported. Each
+# thread holds the masks of a task.
+_THREADS = min(4, os.cpu_count() or 1)
 _WRITTEN = ("valid", "skipped", "deleted", "there again", "tasks deleted", "stars moved", "consensus", "consensus ended")
 
 Block = list[TaskStamp]
@@ -145,10 +147,11 @@ class _Pull:
     def run(self, full: bool) -> None:
         """Pull what changed since the cursor, or everything."""
         since = None if full or self.project.pulled_until is None else self.project.pulled_until - OVERLAP
-        stamps = self.client.changed_tasks(self.project.external_project_id, since)
-        blocks = _blocks(stamps, self._block_size())
+        blocks = _blocks(self.client.changed_tasks(self.project.external_project_id, since), self._block_size())
+        exported_blocks = ((block, _export(self.client, self.project, [stamp.id for stamp in block])) for block in blocks)
         drawing, passing = self._drawing(), True
-        with ThreadPoolExecutor(_THREADS) as threads, closing(self._exports(blocks)) as exports:
+        # While the caller works on a block, the next one is listed and exported.
+        with ThreadPoolExecutor(_THREADS) as threads, closing(one_ahead(exported_blocks)) as exports:
             for block, (exported, unread) in exports:
                 self._note(unread)
                 # Where nothing at all could be read the server may be at fault: the next pull begins here again.
@@ -170,19 +173,6 @@ class _Pull:
         with self.workspace.database.read() as session:
             pixels = labeling.largest_picture(session, self.project.id)
         return max(1, min(BLOCK, _BLOCK_PIXELS // max(1, pixels)))
-
-    def _exports(self, blocks: Sequence[Block]) -> Generator[tuple[Block, _Export], None, None]:
-        """Each block with its exported tasks; the next one is asked for while the caller works on this one."""
-        with ThreadPoolExecutor(1) as fetching:
-
-            def ask(place: int) -> Future[_Export]:
-                return fetching.submit(_export, self.client, self.project, [stamp.id for stamp in blocks[place]])
-
-            waiting = [ask(0)] if blocks else []
-            for place, block in enumerate(blocks):
-                exported = waiting.pop().result()
-                waiting = [ask(place + 1)] if place + 1 < len(blocks) else []
-                yield block, exported
 
     def _read(self, block: Block, exported: Sequence[Any]) -> _Answer:
         """Which of the exported tasks are ours."""
@@ -253,18 +243,19 @@ def _told(set_aside: Sequence[QuarantinedAnnotation]) -> dict[str, str]:
     return told | ({f"{more} more quarantined": "`activeseg status` names the latest"} if more > 0 else {})
 
 
-def _blocks(stamps: Sequence[TaskStamp], size: int) -> list[Block]:
+def _blocks(stamps: Iterable[TaskStamp], size: int) -> Iterator[Block]:
     """Tasks in their order, cut where `size` touched ones or UNTOUCHED as many others are together."""
-    blocks: list[Block] = []
-    room = 0
+    block: Block = []
+    room = size * UNTOUCHED
     for stamp in stamps:
         cost = 1 if stamp.untouched else UNTOUCHED
-        if room < cost:
-            blocks.append([])
-            room = size * UNTOUCHED
-        blocks[-1].append(stamp)
+        if block and room < cost:
+            yield block
+            block, room = [], size * UNTOUCHED
+        block.append(stamp)
         room -= cost
-    return blocks
+    if block:
+        yield block
 
 
 def _export(client: LabelStudioClient, project: LabelingProject, numbers: Sequence[int]) -> _Export:

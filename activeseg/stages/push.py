@@ -23,6 +23,7 @@ from pathlib import PurePosixPath
 
 from sqlalchemy.orm import Session
 
+from activeseg.core.cells import asked_of, framed
 from activeseg.core.scaling import shown_size
 from activeseg.db import checkpoints, images, labeling, planned, rounds, scores
 from activeseg.db.images import blocks
@@ -231,9 +232,11 @@ def _prepare(workspace: Workspace, item: PlannedTask) -> _Delivery:
     """Decide how an image is reached: by address, as the file it is, or as a PNG of the pixels people are to see.
 
     The first two only where a browser shows the very pixels the network saw, unshrunk. That the file decodes was seen when
-    it was registered, and its bytes are still those.
+    it was registered, and its bytes are still those. Where a part of it is asked about and there is no entropy map to frame
+    that on, the picture itself does.
     """
     address = image = None
+    cells = asked_of(item.cells, workspace.label_set)
     try:
         data = workspace.read_bytes(item.image)
         if item.shown == item.size and shows_as_decoded(data):
@@ -242,9 +245,13 @@ def _prepare(workspace: Workspace, item: PlannedTask) -> _Delivery:
         else:
             picture = decode_image(data, max_pixels=workspace.settings.pool.max_pixels)
             image = encode_png(resize_picture(picture, item.shown), level=UPLOAD_LEVEL)
+        beside = shown_entropy(workspace, item.prediction, size=item.size, shown=item.shown, cells=cells)
+        if cells is not None and beside is None and workspace.settings.labelstudio.entropy_map != "none":
+            picture = decode_image(data, max_pixels=workspace.settings.pool.max_pixels)
+            beside = encode_png(framed(resize_picture(picture, item.shown), cells), level=UPLOAD_LEVEL)
     except ImageError as error:
         return _Delivery(item, problem=str(error))
-    return _Delivery(item, address, image, shown_entropy(workspace, item.prediction, size=item.size, shown=item.shown))
+    return _Delivery(item, address, image, beside)
 
 
 # Send
@@ -288,9 +295,9 @@ def _body(
 ) -> TaskBody:
     if item.task.image_url is None:
         raise NotReadyError(f"image {item.image.image_id} was not delivered")
-    result = None
+    result, cells = None, asked_of(item.cells, workspace.label_set)
     if item.prediction is not None:  # one that cannot be shown is left out: the person draws, and the push goes on
-        result = shown_regions(workspace, project, item.prediction, size=item.size, shown=item.shown)
+        result = shown_regions(workspace, project, item.prediction, size=item.size, shown=item.shown, cells=cells)
     prediction = item.prediction if result is not None else None
     payload = task_payload(
         item.task.key,
@@ -304,5 +311,6 @@ def _body(
         model_version=shown_version(prediction.source) if prediction else None,
         rough=prediction is not None and prediction.checkpoint_id is None,
         overlap=workspace.label_set.overlap,
+        cells=cells,
     )
     return task_body(payload, item.task.id, left_out=item.prediction is not None and prediction is None)

@@ -23,7 +23,9 @@ from itertools import count
 from typing import Any
 
 from activeseg.core.acquisition import rank_images
+from activeseg.core.cells import asked_of
 from activeseg.core.selection import interleave
+from activeseg.core.temperature import serving
 from activeseg.db import checkpoints, images, labeling
 from activeseg.db.images import blocks
 from activeseg.db.models import Arm, Checkpoint, LabelingProject, Prediction, Task
@@ -156,7 +158,8 @@ def _score(workspace: Workspace, champion: Checkpoint, free: Sequence[OpenTask])
     segmenter = load_checkpoint(data, model_version=champion.model_version, device=device)
     refs, precision = [item.image for item in free], workspace.settings.model.precision
     read = partial(workspace.read_input, policy=segmenter.spec.input_policy)
-    return score_images(segmenter, refs, read, device=device, precision=precision, batch_size=1)
+    temperature = serving(champion.temperature, workspace.settings.scoring.temperature)
+    return score_images(segmenter, refs, read, device=device, precision=precision, batch_size=1, temperature=temperature)
 
 
 # Line up
@@ -224,6 +227,7 @@ def _data(workspace: Workspace, one: _Shown, entropy_url: str | None, known: Map
         score=one.confidence,
         model_version=shown_version(one.prediction.source),
         overlap=workspace.label_set.overlap,
+        cells=asked_of(one.item.cells, workspace.label_set),
     )
     return {**known, **{name: payload["data"][name] for name in ("entropy", "doubt", "order")}}
 
@@ -239,7 +243,8 @@ def _maps(
     urls: dict[int, str | None] = {}
     missing: list[tuple[int, str, bytes]] = []
     for one in group:
-        png = shown_entropy(workspace, one.prediction, size=one.item.size, shown=one.item.shown)
+        cells = asked_of(one.item.cells, workspace.label_set)
+        png = shown_entropy(workspace, one.prediction, size=one.item.size, shown=one.item.shown, cells=cells)
         name = f"entropy-{hashlib.sha256(png).hexdigest()[:16]}.png" if png else ""
         listed = data[one.number].get("entropy")
         known = str(listed[0]) if isinstance(listed, list) and listed else ""
@@ -253,7 +258,8 @@ def _maps(
 
 def _payload(workspace: Workspace, project: LabelingProject, champion: Checkpoint, one: _Shown) -> dict[str, Any] | None:
     """The prediction as it is sent; None where its stored mask is damaged."""
-    regions = shown_regions(workspace, project, one.prediction, size=one.item.size, shown=one.item.shown)
+    cells = asked_of(one.item.cells, workspace.label_set)
+    regions = shown_regions(workspace, project, one.prediction, size=one.item.size, shown=one.item.shown, cells=cells)
     if regions is None:
         return None
     return prediction_payload(regions, model_version=champion.model_version, score=one.confidence, task_id=one.number)

@@ -1,4 +1,5 @@
-"""images -> scores: one forward pass of the champion over every pool image it has not scored yet, or as many as time allows."""
+"""images -> scores, embeddings: one forward pass of the champion over every pool image it has not scored yet, or as many as
+time allows."""
 
 from __future__ import annotations
 
@@ -7,13 +8,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
 from activeseg.config.budget import Budget
-from activeseg.db import checkpoints, images, scores
+from activeseg.config.strategies import Strategy
+from activeseg.core.idset import IdSet
+from activeseg.core.temperature import serving
+from activeseg.db import checkpoints, embeddings, images, scores
+from activeseg.db.database import Database
 from activeseg.db.models import Checkpoint, ScoringRun
 from activeseg.db.models.columns import now
 from activeseg.nn.checkpoint import Segmenter, load_checkpoint
+from activeseg.nn.committee import DROPOUT, PASSES, SCALES
 from activeseg.nn.device import describe_device, pick_device
 from activeseg.nn.infer import score_images
 from activeseg.nn.pace import Pace
@@ -26,12 +36,24 @@ Progress = Callable[[int, int], None]
 
 Chunk = list[ImageScore | ScoreFailure]
 
+LABELLED = embeddings.labelled()
+
+_HOW = {
+    "bald": {"passes": PASSES, "dropout": DROPOUT},
+    "tta_jsd": {"mirrored": True, "scales": list(SCALES)},
+    "gradients": {"of": "predicted classes"},
+}
+"""What a strategy may need that is only computed where one does, as it is told in a scoring configuration."""
+
 
 def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progress: Progress | None = None) -> StageReport:
     """Score what the champion's configuration has not scored; commits as it goes, so a killed run goes on.
 
     budget: how much at most (default: [scoring] budget). Images that were never scored come first then, and after them those
     the scores before (of any checkpoint) were highest for; the next run goes on with the rest. At least one batch is scored.
+
+    An embedding is stored with every score. Where the acquisition compares them, images without a score of their own get one
+    as well: those that are trained on, and first of all those an older version scored.
 
     Images that cannot be read are quarantined with the reason. Raises NotReadyError without a champion,
     NonFiniteScoreError where the network yields NaN or infinity (nothing of that chunk is written), DeviceMemoryError where
@@ -45,24 +67,29 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
         champion = checkpoints.require_champion(session)
         checkpoints.require_labels(champion, workspace.label_set)
         config = scores.ensure_config(session, champion.id, scoring_definition(workspace, champion))
-        unscored = scores.count_unscored(session, config)
-        if not unscored:
+        work = _Work.planned(session, config, needs(workspace))
+        if not work.images:
             details = {"scoring_config": config, "model_version": champion.model_version, "coverage": 1.0}
             return StageReport("score", 0, 0, time.monotonic() - started, details)
         previous = scores.previous_config(session, config) if budget else None
         run = ScoringRun(
             scoring_config_id=config,
             device=describe_device(device),
-            images_planned=min(unscored, budget.images or unscored) if budget else unscored,
+            images_planned=min(work.images, budget.images or work.images) if budget else work.images,
             work_order="id" if previous is None else "previous ranking",
             budget=budget.text if budget else None,
         )
         session.add(run)
         session.flush()
     segmenter = _load(workspace, champion, device)
-    work = _Pass(workspace, run, budget, previous, started)
-    work.score(segmenter, device, on_progress)
-    return work.finish(champion)
+    doing = _Pass(workspace, run, work, budget, previous, started)
+    doing.score(segmenter, device, on_progress, serving(champion.temperature, workspace.settings.scoring.temperature))
+    return doing.finish(champion)
+
+
+def needs(workspace: Workspace) -> frozenset[str]:
+    """What [selection] acquisition asks of the scoring pass besides the usual statistics."""
+    return Strategy.parse(workspace.settings.selection.acquisition).needs
 
 
 def scoring_definition(workspace: Workspace, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -72,12 +99,15 @@ def scoring_definition(workspace: Workspace, checkpoint: Checkpoint) -> dict[str
     scores may differ.
     """
     policy = checkpoint.spec["input_policy"]
-    return {
+    temperature = serving(checkpoint.temperature, workspace.settings.scoring.temperature)
+    usual = {
         "input_policy": policy,
         "precision": workspace.settings.model.precision,
         # The name for a decoder at full size is that of older versions, whose scores stay valid.
         "decoder": "pillow, JPEG reduced" if policy.get("reduced") else "pillow",
     }
+    more = {name: how for name, how in _HOW.items() if name in needs(workspace)}
+    return usual | more | ({} if temperature == 1.0 else {"temperature": temperature})
 
 
 def _load(workspace: Workspace, checkpoint: Checkpoint, device: Any) -> Segmenter:
@@ -85,12 +115,43 @@ def _load(workspace: Workspace, checkpoint: Checkpoint, device: Any) -> Segmente
     return load_checkpoint(data, model_version=checkpoint.model_version, device=device)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a run has to do. embedders: whose vectors are written, by field of a score. images: without a score or, where the
+    strategy compares features, without an embedding.
+    """
+
+    needs: frozenset[str]
+    embedders: dict[str, int]
+    images: int
+
+    @classmethod
+    def planned(cls, session: Session, config: int, needs: frozenset[str]) -> _Work:
+        """The work that is left under a configuration; makes the embedders' rows."""
+        embedders = {"feature": embeddings.feature_embedder(session, config)}
+        if "gradients" in needs:
+            embedders["gradient"] = embeddings.gradient_embedder(session, config)
+        unscored = scores.count_unscored(session, config)
+        if "features" in needs:
+            unscored += embeddings.count_missing(session, embedders["feature"], sa.or_(LABELLED, embeddings.in_pool(config)))
+        return cls(needs, embedders, unscored)
+
+    def to_embed(self, database: Database, which: sa.ColumnElement[bool]) -> Iterator[ImageRef]:
+        """Those of the images that need an embedding and no score."""
+        if "features" in self.needs:
+            for page in embeddings.missing_pages(database, self.embedders["feature"], which):
+                yield from page
+
+
 @dataclass
 class _Pass:
-    """One run over the pool. done, failed: images whose rows are committed. taken: handed to the network so far."""
+    """One run over the pool. done, failed: images whose rows are committed. taken: handed to the network so far.
+    embedding: those of them that get no score. labelled: those of these that are trained on.
+    """
 
     workspace: Workspace
     run: ScoringRun
+    work: _Work
     budget: Budget | None
     previous: int | None
     started: float
@@ -98,8 +159,11 @@ class _Pass:
     taken: int = 0
     done: int = 0
     failed: int = 0
+    embedding: IdSet = field(default_factory=IdSet)
+    labelled: IdSet = field(default_factory=IdSet)
+    embedded: int = 0
 
-    def score(self, segmenter: Segmenter, device: Any, on_progress: Progress | None) -> None:
+    def score(self, segmenter: Segmenter, device: Any, on_progress: Progress | None, temperature: float) -> None:
         """Score and write; rows are written by a thread of their own while the next ones are computed."""
         settings, policy = self.workspace.settings, segmenter.spec.input_policy
         stream = score_images(
@@ -114,6 +178,8 @@ class _Pass:
             cache=self.workspace.artifacts.root / "compiled",
             left=self._left,
             pace=self.pace,
+            needs=self.work.needs,
+            temperature=temperature,
         )
         # One half is written while the other is computed: together they are what a kill may lose.
         size = max(1, settings.scoring.chunk_size // 2)
@@ -149,6 +215,8 @@ class _Pass:
         }
         if self.budget:
             details |= {"budget": self.budget.text, "order": self.run.work_order}
+        if self.embedded:
+            details["embedded only"] = self.embedded
         if self.pace.compiled_images:
             details["compiled"] = f"{self.pace.compiled_images} images after {self.pace.compile_seconds:.0f} s"
         elif self.pace.not_compiled:
@@ -157,11 +225,19 @@ class _Pass:
 
     def _images(self) -> Iterator[ImageRef]:
         """The work list, page by page, until the budget is used up."""
-        for page in scores.work_pages(self.workspace.database, self.run.scoring_config_id, previous=self.previous):
-            for image in page:
+        database, config = self.workspace.database, self.run.scoring_config_id
+        lines = (
+            ((self.embedding, self.labelled), self.work.to_embed(database, LABELLED)),
+            ((self.embedding,), self.work.to_embed(database, embeddings.in_pool(config))),
+            ((), chain.from_iterable(scores.work_pages(database, config, previous=self.previous))),
+        )
+        for kinds, line in lines:
+            for image in line:
                 if not self._allowed():
                     return
                 self.taken += 1
+                for kind in kinds:
+                    kind.update([image.image_id])
                 yield image
 
     def _allowed(self) -> bool:
@@ -194,13 +270,17 @@ class _Pass:
     def _write(self, chunk: Chunk) -> None:
         good = [item for item in chunk if isinstance(item, ImageScore)]
         bad = {item.image_id: item.reason for item in chunk if isinstance(item, ScoreFailure)}
+        scored = [item for item in good if item.image_id not in self.embedding]
         done, failed = self.done + len(good), self.failed + len(bad)
         with self.workspace.database.write() as session:
-            scores.insert_scores(session, self.run, good)
-            images.quarantine(session, bad)
+            scores.insert_scores(session, self.run, scored)
+            for name, embedder in self.work.embedders.items():
+                embeddings.insert(session, embedder, {item.image_id: getattr(item, name) for item in good})
+            # Of an image that is trained on, the training tells what is wrong, and leaves it to a person.
+            images.quarantine(session, {image: why for image, why in bad.items() if image not in self.labelled})
             held = session.get_one(ScoringRun, self.run.id)
             held.images_done, held.images_failed = done, failed
-        self.done, self.failed = done, failed
+        self.done, self.failed, self.embedded = done, failed, self.embedded + len(good) - len(scored)
 
 
 def _chunks(stream: Iterable[ImageScore | ScoreFailure], size: int) -> Iterator[Chunk]:

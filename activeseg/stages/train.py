@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,25 @@ from sqlalchemy.orm import Session
 
 from activeseg import __version__
 from activeseg.config import ModelSection, Settings
-from activeseg.db import checkpoints, images, truth
+from activeseg.db import checkpoints, images, truth, unlabelled
 from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
 from activeseg.errors import CheckpointError, DataError, NotReadyError
 from activeseg.evaluations import labeled_images, require_same_masks
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, checkpoint_bytes, load_checkpoint, new_segmenter, read_weights
+from activeseg.nn.data import UnlabeledImage
 from activeseg.nn.device import describe_device, pick_device, pick_precision
 from activeseg.nn.fit import WITHOUT_EFFECT, FitResult, fit
 from activeseg.nn.snapshot import best_look
 from activeseg.nn.zoo import load_pretrained
-from activeseg.records import StageReport
+from activeseg.records import ImageRef, InputPolicy, StageReport
 from activeseg.workspace import Workspace
 
 # A curve of this many points is enough to see how a training went.
 HISTORY_POINTS = 100
+
+UNLABELLED_IMAGES = 1000
+"""Images of the pool that pseudo-labels are made of, at most."""
 
 LEFTOVER_DAYS = 14
 """Saved states this old are removed, whoever left them; several databases may share the folder."""
@@ -74,6 +79,8 @@ def _details(checkpoint: Checkpoint, run: TrainingRun, result: FitResult) -> dic
     }
     best = best_look(list(result.looks))
     details |= {"kept_step": best.step, "mean_iou": round(best.mean_iou or 0.0, 4)} if best else {}
+    details |= {"unlabelled": result.unlabelled} if result.unlabelled else {}
+    details |= {"left out": len(result.left_out)} if result.left_out else {}
     details |= {"resumed_at": result.resumed_at} if result.resumed_at else {}
     return details | ({"problem": result.refused} if result.refused else {})
 
@@ -171,11 +178,14 @@ def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
                 "annotate more or import some with `activeseg dataset import`"
             )
         parent = checkpoints.champion(session) if settings.training.start == "champion" else None
+        learns = settings.training.unlabelled == "pseudo"
+        pool = unlabelled.draw(session, UNLABELLED_IMAGES, seed=settings.training.seed) if learns else []
         run = TrainingRun(
             status=TrainingStatus.RUNNING,
             reason=reason[:200],
             configuration=_sections(settings)
-            | {"start": _start(settings, parent), "validation": [item.annotation_id for item in validation]},
+            | {"start": _start(settings, parent), "validation": [item.annotation_id for item in validation]}
+            | ({"unlabelled": pool} if learns else {}),
             code_version=__version__,
             label_set_id=label_set_id,
             parent_id=parent.id if parent else None,
@@ -203,6 +213,7 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
         # Those of the run's beginning: an interrupted training is compared by the same masks to its end.
         validation = truth.current(session, annotation_ids=run.configuration.get("validation", []))
         parent = session.get(Checkpoint, run.parent_id) if run.parent_id else None
+        pool = unlabelled.refs(session, run.configuration.get("unlabelled", []))
     version = f"{model.architecture}-{run.id:04d}"
     segmenter = _initial(workspace, model, parent, version, training.seed)
     planned = training.planned_steps(len(labeled))
@@ -214,6 +225,7 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
         device=device,
         precision=model.precision,
         validation=labeled_images(workspace, validation, segmenter.spec.input_policy),
+        unlabelled=[_unlabeled(workspace, ref, segmenter.spec.input_policy) for ref in pool],
         state=_state_file(workspace, run),
         run=_identity(run),
         on_step=(lambda done, _: on_progress(done, planned)) if on_progress else None,
@@ -224,9 +236,26 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
         "kept_step": result.kept_step,
         "device": describe_device(device),
         "precision": pick_precision(device, model.precision),
-    }
+    } | (_told_of_pool(segmenter, result) if result.unlabelled or result.left_out else {})
     history = [*_thin(result.losses), *({"step": look.step, "mean_iou": look.mean_iou} for look in result.looks), ending]
     return _store(workspace, run, segmenter, history, parent), result
+
+
+def _unlabeled(workspace: Workspace, ref: ImageRef, policy: InputPolicy) -> UnlabeledImage:
+    return UnlabeledImage(ref.image_id, partial(workspace.read_input, ref, policy), ref.uri)
+
+
+def _told_of_pool(segmenter: Segmenter, result: FitResult) -> dict[str, Any]:
+    """What pseudo-labels were made of, and how: for the run's row."""
+    labels = segmenter.spec.label_set
+    names = [labels.names[index] for index in labels.channels]
+    thresholds = {name: round(value, 3) for name, value in zip(names, result.thresholds, strict=False)}
+    return {
+        "unlabelled": result.unlabelled,
+        "left_out": {str(image_id): why[:200] for image_id, why in result.left_out.items()},
+        "labelled_share": round(result.labelled_share, 4) if result.labelled_share is not None else None,
+        "thresholds": thresholds,
+    }
 
 
 def _initial(workspace: Workspace, model: ModelSection, parent: Checkpoint | None, version: str, seed: int) -> Segmenter:

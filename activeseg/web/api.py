@@ -1,4 +1,4 @@
-"""The routes below /api: rankings, images, rounds. All of them read."""
+"""The routes below /api: rankings, images, rounds, the report on the control arm. All of them read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Res
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
-from activeseg.db import checkpoints, images
+from activeseg.core.findings import Findings
+from activeseg.db import arms, checkpoints, images
 from activeseg.db.browse import ImageDetail, RoundRow, image_detail, label_set_of, rounds_page
 from activeseg.db.models import Checkpoint, Image, ImageStatus
 from activeseg.db.rankings import Cursor, RankingRow, ranking
@@ -81,6 +82,15 @@ class RoundsQuery(BaseModel):
     after: int | None = Field(None, ge=1, le=MAX_ID, description="the 'next' value of the page before")
 
 
+class ReportQuery(BaseModel):
+    """What may be asked of /api/report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first: int | None = Field(None, ge=1, le=MAX_ID, description="number of the first round; default: all from the beginning")
+    last: int | None = Field(None, ge=1, le=MAX_ID, description="number of the last round; default: all to the end")
+
+
 class ThumbnailQuery(BaseModel):
     """What may be asked of a thumbnail."""
 
@@ -113,6 +123,7 @@ def api_router() -> APIRouter:
     pictures: dict[int | str, dict[str, object]] = {200: {"content": {"image/jpeg": {}}}}
     router.get("/images/{image_id}/thumbnail", response_class=Response, responses=pictures)(image_thumbnail)
     router.get("/rounds")(rounds)
+    router.get("/report")(report)
     return router
 
 
@@ -209,3 +220,9 @@ def rounds(workspace: InWorkspace, asked: Annotated[RoundsQuery, Query()]) -> Ro
         rows = rounds_page(session, limit=asked.limit + 1, after=asked.after)
     items = list(rows[: asked.limit])
     return RoundsPage(items, items[-1].round if len(rows) > asked.limit else None)
+
+
+def report(workspace: InWorkspace, asked: Annotated[ReportQuery, Query()]) -> Findings:
+    """What the control arm tells: whether choosing pays, with 95 % intervals. `high` is null where no limit can be told."""
+    with workspace.database.read() as session:
+        return arms.findings(session, first=asked.first, last=asked.last)

@@ -13,7 +13,8 @@ from tests.cli.commands import CommandLine
 COMMANDS = {
     "init", "db upgrade", "db downgrade", "db check", "pool sync", "dataset import", "dataset export",
     "weights import", "weights adopt", "weights classes", "networks", "train", "evaluate",
-    "promote", "rollback", "checkpoints", "score", "rankings", "push", "pull", "reconcile", "ls connect", "round run", "status",
+    "promote", "rollback", "checkpoints", "score", "rankings", "report", "push", "pull", "reconcile", "ls connect", "round run",
+    "status",
     "explain image", "explain saliency", "explain class-model", "explain localise", "explain figure", "explain sheet",
     "schedule", "serve", "ml-backend", "doctor", "demo",
 }  # fmt: skip

@@ -112,3 +112,19 @@ def test_a_champion_that_scored_nothing_says_what_to_run(trained_copy: CommandLi
     answer = trained_copy("rankings", "--json")
     assert answer.data == []
     assert "run `activeseg score`" in answer.err
+
+
+def test_by_another_function(trained: CommandLine) -> None:
+    rows = trained("rankings", "--by", "margin", "--json").data
+    stored = select(trained, "SELECT image_id, margin_mean FROM scores ORDER BY margin_mean DESC, image_id")
+    margins = dict(stored)
+    assert [row["score"] for row in rows] == [margins[row["image_id"]] for row in rows]
+    assert all(above["score"] >= below["score"] for above, below in pairwise(rows))
+    balanced = trained("rankings", "--by", "class_balanced_entropy").out.splitlines()
+    assert f"{SECOND}: class_balanced_entropy" in balanced[0]
+    assert len(balanced) == 2 + 7
+    missing = trained("rankings", "--by", "bald")
+    assert missing.code == 0
+    assert "set [selection] acquisition = 'bald' and run `activeseg score`" in missing.err
+    unknown = trained("rankings", "--by", "kcenter")
+    assert (unknown.code, "unknown acquisition function 'kcenter'" in unknown.err) == (1, True)

@@ -68,3 +68,9 @@ def test_file_and_environment_reach_the_recipe_together(tmp_path: Path, monkeypa
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ValidationError, match="modern"):
         TrainingSection(recipe="ancient")
+
+
+def test_pseudo_labels_need_an_averaged_network() -> None:
+    with pytest.raises(ValidationError, match="unlabelled = 'pseudo' asks the averaged network: set ema_decay"):
+        TrainingSection(recipe="documents", unlabelled="pseudo")
+    assert TrainingSection(recipe="documents", unlabelled="pseudo", ema_decay=0.99).unlabelled == "pseudo"

@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activeseg.core.ranking import Limits, Pick, Ranking, pick_in_order
 from activeseg.core.selection import freeze_validation, select_bootstrap, select_query
 from activeseg.errors import ConfigError, NonFiniteScoreError
 from activeseg.records import QueryItem, RankedImage
@@ -15,12 +17,20 @@ from activeseg.records import QueryItem, RankedImage
 RANKING = [RankedImage(image_id=100 + place, score=50.0 - place) for place in range(50)]
 
 
+def ranking_of(images: Sequence[RankedImage]) -> Ranking:
+    return Ranking.of([one.image_id for one in images], [one.score for one in images], "doubt")
+
+
+def select(images: Sequence[RankedImage], size: int, *, control_share: float, seed: int) -> list[QueryItem]:
+    return select_query(ranking_of(images), size, control_share=control_share, seed=seed).items
+
+
 def arm(items: list[QueryItem], name: str) -> list[QueryItem]:
     return [item for item in items if item.arm == name]
 
 
 def test_without_control_the_query_is_the_top_of_the_ranking() -> None:
-    items = select_query(RANKING, 6, control_share=0.0, seed=1)
+    items = select(RANKING, 6, control_share=0.0, seed=1)
     assert sorted(item.image_id for item in items) == [100, 101, 102, 103, 104, 105]
     assert {(item.image_id, item.rank, item.score, item.arm) for item in items} == {
         (100 + place, place + 1, 50.0 - place, "chosen") for place in range(6)
@@ -39,7 +49,7 @@ def test_a_query_repeats_no_image_and_takes_the_best_of_the_rest(
     scores: list[tuple[int, float]], size: int, share: float, seed: int
 ) -> None:
     ranking = [RankedImage(*pair) for pair in scores]
-    items = select_query(ranking, size, control_share=share, seed=seed)
+    items = select(ranking, size, control_share=share, seed=seed)
     ids = [item.image_id for item in items]
     assert len(ids) == len(set(ids)) == min(size, len(ranking))
     assert set(ids) <= {image_id for image_id, _ in scores}
@@ -52,18 +62,18 @@ def test_a_query_repeats_no_image_and_takes_the_best_of_the_rest(
 def test_order_of_the_input_does_not_matter() -> None:
     shuffled = RANKING.copy()
     random.Random(3).shuffle(shuffled)
-    assert select_query(shuffled, 10, control_share=0.3, seed=5) == select_query(RANKING, 10, control_share=0.3, seed=5)
+    assert select(shuffled, 10, control_share=0.3, seed=5) == select(RANKING, 10, control_share=0.3, seed=5)
 
 
 def test_a_seed_repeats_the_query_and_another_one_changes_it() -> None:
-    first = select_query(RANKING, 12, control_share=0.25, seed=1)
-    assert select_query(RANKING, 12, control_share=0.25, seed=1) == first
-    assert select_query(RANKING, 12, control_share=0.25, seed=2) != first
+    first = select(RANKING, 12, control_share=0.25, seed=1)
+    assert select(RANKING, 12, control_share=0.25, seed=1) == first
+    assert select(RANKING, 12, control_share=0.25, seed=2) != first
 
 
 def test_ties_go_by_image_id() -> None:
     equal = [RankedImage(image_id, 1.0) for image_id in (9, 3, 7, 1, 5)]
-    items = select_query(equal, 3, control_share=0.0, seed=0)
+    items = select(equal, 3, control_share=0.0, seed=0)
     assert {(item.image_id, item.rank) for item in items} == {(1, 1), (3, 2), (5, 3)}
 
 
@@ -72,11 +82,11 @@ def test_ties_go_by_image_id() -> None:
     [(10, 0.0, 0), (10, 0.2, 2), (12, 0.1, 1), (10, 0.25, 3), (10, 1.0, 10), (4, 0.1, 1), (1, 0.1, 0), (1, 0.5, 1)],
 )
 def test_control_share_is_rounded_half_up_and_never_to_nothing(size: int, share: float, expected: int) -> None:
-    assert len(arm(select_query(RANKING, size, control_share=share, seed=0), "control")) == expected
+    assert len(arm(select(RANKING, size, control_share=share, seed=0), "control")) == expected
 
 
 def test_control_share_is_taken_of_the_images_there_are() -> None:
-    items = select_query(RANKING[:6], 50, control_share=0.5, seed=0)
+    items = select(RANKING[:6], 50, control_share=0.5, seed=0)
     assert (len(items), len(arm(items, "control"))) == (6, 3)
 
 
@@ -85,9 +95,7 @@ def test_control_arm_is_an_unbiased_sample_of_the_whole_ranking() -> None:
     """Every image is drawn equally often, those at the top included."""
     rounds, drawn = 4000, 3
     counts = Counter(
-        item.rank
-        for seed in range(rounds)
-        for item in arm(select_query(RANKING[:20], 6, control_share=0.5, seed=seed), "control")
+        item.rank for seed in range(rounds) for item in arm(select(RANKING[:20], 6, control_share=0.5, seed=seed), "control")
     )
     expected = rounds * drawn / 20
     chi_square = sum((counts[rank] - expected) ** 2 / expected for rank in range(1, 21))
@@ -98,7 +106,7 @@ def test_control_arm_estimates_the_mean_score_of_the_pool() -> None:
     scores = [
         item.score
         for seed in range(3000)
-        for item in arm(select_query(RANKING, 8, control_share=0.25, seed=seed), "control")
+        for item in arm(select(RANKING, 8, control_share=0.25, seed=seed), "control")
         if item.score is not None
     ]
     pool = [ranked.score for ranked in RANKING]
@@ -112,7 +120,7 @@ def test_no_place_in_the_shown_order_tells_the_arm() -> None:
     rounds = 3000
     control = Counter[int]()
     for seed in range(rounds):
-        items = select_query(RANKING, 6, control_share=1 / 3, seed=seed)
+        items = select(RANKING, 6, control_share=1 / 3, seed=seed)
         assert [item.shown_order for item in items] == list(range(6))
         control.update(item.shown_order for item in arm(items, "control"))
     expected = rounds * 2 / 6
@@ -122,7 +130,7 @@ def test_no_place_in_the_shown_order_tells_the_arm() -> None:
 def test_the_chosen_arm_is_shown_from_its_most_uncertain_image_on_and_the_control_arm_in_random_order() -> None:
     falling = 0
     for seed in range(200):
-        items = select_query(RANKING, 8, control_share=0.25, seed=seed)
+        items = select(RANKING, 8, control_share=0.25, seed=seed)
         chosen = [item.score for item in items if item.arm == "chosen" and item.score is not None]
         assert chosen == sorted(chosen, reverse=True)
         first, second = (item.score for item in items if item.arm == "control")
@@ -131,27 +139,71 @@ def test_the_chosen_arm_is_shown_from_its_most_uncertain_image_on_and_the_contro
 
 
 def test_reason_names_rank_and_pool_and_tells_control_draws() -> None:
-    items = select_query(RANKING, 4, control_share=0.25, seed=0)
+    items = select(RANKING, 4, control_share=0.25, seed=0)
     for item in items:
         assert item.reason.endswith(f"rank {item.rank} of 50")
         assert ("random control draw" in item.reason) == (item.arm == "control")
 
 
+def test_reason_tells_the_score_and_what_a_picker_says_within_what_a_row_holds() -> None:
+    assert select(RANKING, 1, control_share=0, seed=0)[0].reason == "doubt 50, rank 1 of 50"
+    large = ranking_of([RankedImage(1, 123456.78), RankedImage(2, 0.00123456)])
+    assert [item.reason for item in select_query(large, 2, control_share=0, seed=0).items] == [
+        "doubt 123457, rank 1 of 2",
+        "doubt 0.00123, rank 2 of 2",
+    ]
+
+    def wordy(size: int, control: Sequence[int], limits: Limits) -> list[Pick]:
+        return pick_in_order([4], size, limits, "far " * 99)
+
+    item, *_ = select_query(ranking_of(RANKING), 1, control_share=0, seed=0, pick=wordy).items
+    assert (item.image_id, item.rank, len(item.reason)) == (104, 5, 200)
+
+
+def test_a_picker_orders_the_chosen_arm_and_the_best_of_the_rest_fill_what_it_leaves() -> None:
+    def three(size: int, control: Sequence[int], limits: Limits) -> list[Pick]:
+        assert size == 5
+        return pick_in_order([9, 1, 9, 4], size, limits, "hand")
+
+    selection = select_query(ranking_of(RANKING), 5, control_share=0, seed=3, pick=three)
+    assert [item.rank for item in selection.items] == [10, 2, 5, 1, 3]
+    assert [item.reason.startswith("hand") for item in selection.items] == [True, True, True, False, False]
+    assert selection.filled == 2
+    assert {item.reason.partition(", doubt")[0] for item in selection.items[3:]} == {"by rank, gaps and caps left too few"}
+
+
+def test_the_control_arm_is_drawn_before_anything_is_picked_and_whatever_the_limits_say() -> None:
+    seen: list[int] = []
+
+    def none(size: int, control: Sequence[int], limits: Limits) -> list[Pick]:
+        seen.extend(control)
+        assert not limits.free[list(control)].any()
+        return []
+
+    closed = Limits(50)
+    closed.free[:] = False
+    selection = select_query(ranking_of(RANKING), 10, control_share=0.3, seed=5, pick=none, limits=closed)
+    control = {item.rank for item in arm(selection.items, "control")}
+    assert control == {item.rank for item in arm(select(RANKING, 10, control_share=0.3, seed=5), "control")}
+    assert control == {place + 1 for place in seen}
+    assert selection.filled == 7
+
+
 def test_an_empty_ranking_gives_an_empty_query() -> None:
-    assert select_query([], 5, control_share=0.5, seed=0) == []
+    assert select([], 5, control_share=0.5, seed=0) == []
 
 
 @pytest.mark.parametrize(("size", "share"), [(0, 0.1), (-1, 0.1), (5, -0.1), (5, 1.1), (5, math.nan)])
 def test_bad_arguments_are_refused(size: int, share: float) -> None:
     with pytest.raises(ConfigError):
-        select_query(RANKING, size, control_share=share, seed=0)
+        select(RANKING, size, control_share=share, seed=0)
 
 
 def test_broken_rankings_are_refused() -> None:
     with pytest.raises(NonFiniteScoreError):
-        select_query([RankedImage(1, math.nan)], 1, control_share=0, seed=0)
+        select([RankedImage(1, math.nan)], 1, control_share=0, seed=0)
     with pytest.raises(ConfigError, match="repeated"):
-        select_query([RankedImage(1, 1.0), RankedImage(1, 2.0)], 1, control_share=0, seed=0)
+        select([RankedImage(1, 1.0), RankedImage(1, 2.0)], 1, control_share=0, seed=0)
 
 
 # --- the first query -------------------------------------------------------------------------------------------------

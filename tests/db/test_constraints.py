@@ -23,6 +23,16 @@ def test_scores_that_are_no_finite_positive_number_are_refused(
         assert session.scalar(sa.select(Score)) is None
 
 
+@pytest.mark.parametrize("column", ["bald", "tta_jsd"])
+@pytest.mark.parametrize("value", [math.inf, -0.001])
+def test_disagreement_is_a_finite_positive_number_or_unknown(database: Database, rows: Rows, column: str, value: float) -> None:
+    config, image = rows.config(rows.checkpoint()), rows.image()
+    with pytest.raises(sa.exc.IntegrityError, match="finite"), database.write() as session:
+        session.add(rows.score_row(config, image, **{column: value}))
+    with database.write() as session:
+        session.add(rows.score_row(config, image, **{column: None}))
+
+
 def test_a_score_of_zero_is_a_score(rows: Rows) -> None:
     rows.score(rows.config(rows.checkpoint()), rows.image(), 0.0)
 

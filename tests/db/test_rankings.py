@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from activeseg.db import checkpoints
 from activeseg.db.database import Database
-from activeseg.db.models import Checkpoint, Decision, ImageStatus, Split
+from activeseg.db.models import Checkpoint, ClassScoreRow, Decision, Image, ImageStatus, Score, Split
 from activeseg.db.rankings import Cursor, RankingRow, class_scores, latest_scoring_config, ranking
 from activeseg.errors import ConfigError
 from tests.db.rows import Rows
@@ -166,3 +166,57 @@ def test_a_cursor_survives_being_written_down(score: float) -> None:
 def test_what_no_page_can_have_given_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="'next' value of a former page"):
         Cursor.parse(text)
+
+
+# --- by other functions ----------------------------------------------------------------------------------------------
+
+
+def test_the_ranking_by_a_stored_statistic_equals_brute_force_and_has_pages(database: Database, rows: Rows) -> None:
+    """An image without the statistic, which only some scoring passes take, is no part of it, nor is one that left the pool."""
+    pool = Pool(rows, 5)
+    draw = random.Random(1)
+    values = {image: draw.randrange(8) / 8 for image in pool.classes}
+    gone, unasked, *_ = values
+    with database.write() as session:
+        for image, value in values.items():
+            change = sa.update(Score).where(Score.image_id == image)
+            session.execute(change.values(bald=None if image == unasked else value, margin_mean=value))
+        session.get_one(Image, gone).split = Split.TRAIN
+    for by, absent in (("bald", {gone, unasked}), ("margin", {gone})):
+        expected = sorted(((i, v) for i, v in values.items() if i not in absent), key=lambda pair: (-pair[1], pair[0]))
+        assert pairs(ask(database, pool, by=by)) == expected
+        first = ask(database, pool, by=by, limit=11)
+        last = first[-1]
+        assert pairs(ask(database, pool, by=by, after=Cursor(last.rank, last.score, last.image_id))) == expected[11:]
+    assert gone in dict(pairs(ask(database, pool, by="margin", pool_only=False)))
+    assert pairs(ask(database, pool, by="tta_jsd")) == []
+
+
+def test_the_ranking_by_balanced_classes_is_worked_out_of_the_whole_pool(database: Database, rows: Rows) -> None:
+    pool = Pool(rows, 6)
+    draw = random.Random(2)
+    regions = {image: [draw.randrange(1, 900) for _ in range(NUM_CLASSES)] for image in pool.classes}
+    with database.write() as session:
+        for image, pixels in regions.items():
+            for index, count in enumerate(pixels):
+                part = session.get_one(ClassScoreRow, (pool.config, image, index))
+                part.region_pixels, part.region_entropy_sum = count, count * index / 4
+    share = [sum(pixels[c] for pixels in regions.values()) / (3072 * len(regions)) for c in range(NUM_CLASSES)]
+    weights = [(f + 0.001) ** -0.5 for f in share]
+    mean = sum(weights) / NUM_CLASSES
+    scores = {i: sum(weights[c] / mean * n * c / 4 for c, n in enumerate(p)) / 3072 for i, p in regions.items()}
+    expected = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+    found = ask(database, pool, by="class_balanced_entropy", limit=12)
+    assert [row.image_id for row in found] == [image for image, _ in expected[:12]]
+    assert [row.score for row in found] == pytest.approx([score for _, score in expected[:12]])
+    assert [row.rank for row in found] == list(range(1, 13))
+    with pytest.raises(ConfigError, match="no pages"):
+        ask(database, pool, by="class_balanced_entropy", after=Cursor(1, 1.0, 1))
+
+
+def test_what_no_ranking_can_be_made_by_is_refused(database: Database, rows: Rows) -> None:
+    pool = Pool(rows, 6)
+    with pytest.raises(ConfigError, match="unknown acquisition function 'kcenter'; known: entropy_sum"):
+        ask(database, pool, by="kcenter")
+    with pytest.raises(ConfigError, match="margin has no value for a class"):
+        ask(database, pool, by="margin", class_indices=[0])

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -215,6 +216,73 @@ def test_all_projects_are_found_and_no_page_is_asked_for_behind_the_last():
     assert pages == ["1", "2", "3"]
 
 
+class Tasks:
+    """Answers listings of a project's tasks: number -> when it changed. Pages have at most `size` tasks."""
+
+    def __init__(self, changed: dict[int, datetime], size: int = 1000) -> None:
+        self.changed, self.size = changed, size
+        self.listed: list[int] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        query = json.loads(request.url.params["query"])
+        found = [one for one in self.changed.items() if all(self._fits(rule, *one) for rule in query["filters"]["items"])]
+        found.sort(key=(lambda one: one[0]) if query["ordering"] == ["tasks:id"] else (lambda one: one[1]))
+        page = found[: min(self.size, int(request.url.params["page_size"]))]
+        self.listed.append(len(page))
+        tasks = [{"id": number, "updated_at": moment.isoformat()} for number, moment in page]
+        return httpx.Response(200, json={"total": len(found), "tasks": tasks})
+
+    def _fits(self, rule: dict[str, Any], number: int, moment: datetime) -> bool:
+        value, kind = rule["value"], rule["operator"]
+        if rule["filter"] == "filter:tasks:updated_at":
+            since = datetime.fromisoformat(value)
+            return moment > since if kind == "greater" else moment == since
+        if kind == "greater":
+            return number > value
+        return (value["min"] <= number <= value["max"]) == (kind == "in")
+
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "gone", [[], [250], [100, 499], [600], list(range(100, 500))], ids=["none", "one", "ends", "short", "run"]
+)
+def test_of_numbers_that_are_expected_only_those_are_listed_that_a_count_misses(gone):
+    expected = [*range(100, 500), *range(600, 650), *range(1000, 2000)]
+    there = sorted({*expected, 5, 550, 3000} - set(gone))
+    tasks = Tasks(dict.fromkeys(there, NOON))
+    assert Server(tasks).client().task_ids(1, expected=expected) == there
+    runs = 400 if {100, 250} & set(gone) and len(gone) < 400 else 0
+    assert sum(tasks.listed) <= 53 + runs + 2, "one task shown for each count"
+    assert Server(tasks).client().task_ids(1) == there
+
+
+def test_many_short_runs_of_expected_numbers_make_no_long_address():
+    expected = [number for number in range(30_000) if number % 300 > 150]
+    server = Server(Tasks(dict.fromkeys(expected, NOON)))
+    assert server.client().task_ids(1, expected=expected) == expected
+    assert max(len(str(call.url)) for call in server.calls) < 8000
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 1000])
+@pytest.mark.parametrize("together", [1, 2, 5, 12])
+def test_changed_tasks_come_once_each_and_in_order_whatever_the_pages_and_however_many_changed_together(size, together):
+    changed = {number: NOON + timedelta(seconds=number // together) for number in range(1, 13)}
+    tasks = Tasks(changed, size)
+    found = [(stamp.id, stamp.updated_at) for stamp in Server(tasks).client().changed_tasks(1, None)]
+    assert sorted(found) == sorted(changed.items())
+    assert [moment for _, moment in found] == sorted(changed.values())
+
+
+def test_a_task_that_changes_while_its_page_is_worked_on_comes_again():
+    changed = {number: NOON + timedelta(seconds=number) for number in range(1, 7)}
+    stamps = Server(Tasks(changed, 3)).client().changed_tasks(1, None)
+    first = next(stamps)
+    changed[first.id] = NOON + timedelta(seconds=99)
+    assert [stamp.id for stamp in stamps] == [2, 3, 4, 5, 6, 1]
+
+
 @pytest.mark.parametrize(
     "fault", [httpx.ReadTimeout("slow"), httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429)], ids=repr
 )
@@ -243,7 +311,7 @@ SHAPES = [None, [], {}, "text", 7, [7], {"tasks": 7}, {"tasks": [7]}, {"tasks": 
 READING = [
     lambda client: client.version(),
     lambda client: client.task_ids(1),
-    lambda client: client.changed_tasks(1, None),
+    lambda client: list(client.changed_tasks(1, None)),
     lambda client: list(client.keyed_tasks(1)),
     lambda client: client.export_tasks(1, [1]),
     lambda client: client.upload_files(1, [("a.png", b"x")]),

@@ -122,15 +122,15 @@ def test_whatever_a_person_does_is_seen(board, person, random_mask):
     used = board()
     project, client = used.project.id, used.client
     submitted, skipped, edited, deleted, drafted, left = used.push(*(random_mask(8, 8, seed) for seed in range(6)))
-    assert client.changed_tasks(project, datetime.now(UTC) + timedelta(hours=1)) == []
-    first_seen = client.changed_tasks(project, None)
+    assert not list(client.changed_tasks(project, datetime.now(UTC) + timedelta(hours=1)))
+    first_seen = list(client.changed_tasks(project, None))
     assert all(stamp.untouched for stamp in first_seen)
     since = max(stamp.updated_at for stamp in first_seen)
     touched: dict[int, bool] = {}
 
     def changed() -> set[int]:
         nonlocal since
-        stamps = client.changed_tasks(project, since)
+        stamps = list(client.changed_tasks(project, since))
         assert stamps == sorted(stamps, key=lambda stamp: stamp.updated_at)
         touched.update({stamp.id: not stamp.untouched for stamp in stamps})
         since = max((stamp.updated_at for stamp in stamps), default=since)
@@ -161,6 +161,18 @@ def test_whatever_a_person_does_is_seen(board, person, random_mask):
 
     client.delete_tasks(project, [submitted, 10**9])
     assert client.task_ids(project) == [skipped, edited, deleted, drafted, left]
+
+
+def test_numbers_that_are_expected_are_counted_instead_of_listed(board):
+    used = board()
+    bodies = [{"data": {"image": "/data/x.png", "key": f"k{number}"}} for number in range(250)]
+    numbers = used.client.import_tasks(used.project.id, bodies)
+    assert numbers == list(range(numbers[0], numbers[0] + 250)), "this test needs numbers in a row"
+    for gone in ([], [numbers[3], numbers[200]]):
+        used.client.delete_tasks(used.project.id, gone)
+        there = [number for number in numbers if number not in gone]
+        assert used.client.task_ids(used.project.id, expected=numbers[:-20]) == there
+        assert used.client.task_ids(used.project.id, expected=[*numbers, *range(numbers[-1] + 1, numbers[-1] + 200)]) == there
 
 
 def test_new_predictions_take_the_place_of_the_old(board, person, random_mask):

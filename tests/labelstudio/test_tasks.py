@@ -47,6 +47,18 @@ def test_where_classes_overlap_the_text_says_what_an_undrawn_one_means(rough):
     assert text.endswith(". Everything you leave undrawn counts as absent.")
 
 
+@pytest.mark.parametrize("entropy", [None, "/framed.png"])
+@pytest.mark.parametrize(
+    "model", [{}, {"model_version": "m1", "score": 0.5}, {"model_version": "g", "score": 0.5, "rough": True}]
+)
+def test_where_a_part_is_asked_about_the_text_begins_with_where_that_is(model, entropy):
+    payload = {"order": 0, "sha256": "ab", **model}
+    text, whole = (task_payload("k1", "/i", entropy, cells=cells, **payload)["data"]["doubt"] for cells in ([1, 2, 12], None))
+    beside = " (framed in the picture beside)" if entropy else ""
+    where = f"Label only these cells of 4 rows and 4 columns: row 1, columns 2-3; row 4, column 1{beside}."
+    assert text == f"{where} The rest does not count. " + whole.replace("the whole mask", "the mask there")
+
+
 @pytest.mark.parametrize("score", [-0.1, 1.1, 7, float("nan"), float("inf")])
 def test_a_score_that_the_server_would_drop_silently_is_refused(score):
     with pytest.raises(ConfigError, match="between 0 and 1"):

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from activeseg.core.labels import LabelSet
+from activeseg.core.labels import UNLABELED, LabelSet
 from activeseg.core.scaling import shrink_mask
 from activeseg.db import checkpoints, images
 from activeseg.db.models import Arm, Image, LabelingProject, Query, QueryStatus, Round, RoundStatus, Task, TaskStatus
@@ -118,6 +118,22 @@ def test_the_mask_has_the_size_annotators_draw_on(workspace: Workspace, backend:
     assert {(region["original_width"], region["original_height"]) for region in answer["result"]} == {(32, 24)}
     drawn = result_to_mask(answer["result"], workspace.label_set, width=32, height=24).mask
     assert np.array_equal(drawn, shrink_mask(predicted(workspace, tasks[0]), (24, 32)))
+
+
+@pytest.mark.slow
+def test_of_an_image_that_is_asked_about_in_part_only_that_part_is_drawn(
+    workspace: Workspace, backend: Backend, config: str
+) -> None:
+    promote(workspace, "m-0001")
+    tasks = plan_tasks(workspace)
+    with workspace.database.write() as session:
+        session.execute(sa.update(Query).values(cells=[0, 15]))
+    [answer, *_] = ask(backend(), tasks, config)
+    drawn = result_to_mask(answer["result"], workspace.label_set, width=64, height=48).mask
+    expected = np.full((48, 64), UNLABELED)
+    for part in (np.s_[:12, :16], np.s_[36:, 48:]):
+        expected[part] = predicted(workspace, tasks[0])[part]
+    assert np.array_equal(drawn, expected)
 
 
 @pytest.mark.slow

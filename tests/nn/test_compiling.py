@@ -17,7 +17,7 @@ from activeseg.nn.compiling import Cost, Ledger, Takeover, compile_module
 from activeseg.nn.infer import score_images
 from activeseg.nn.network import Network
 from activeseg.nn.pace import Pace
-from activeseg.nn.scoring import PixelsToLogits
+from activeseg.nn.scoring import PixelsToFeatures
 from activeseg.records import ImageScore, InputPolicy
 from tests.nn.test_infer import SIZES, read, refs
 
@@ -135,8 +135,11 @@ class Tiny(Network):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
 
-    def coarse(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.layers[:3](x),)
+
+    def scores(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.layers[3](features[0])
 
     def enlargement(self, height: int, width: int) -> Enlargement:
         return Enlargement((height, width), False, height, width)
@@ -149,17 +152,17 @@ def test_weights_are_constants_of_the_compiled_network_and_another_network_has_i
 
     pixels = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8)
     for _ in range(2):  # the next champion, in the same process
-        network = PixelsToLogits(Tiny().eval(), InputPolicy())
+        network = PixelsToFeatures(Tiny().eval(), InputPolicy())
         compiled = compile_module(network, None)
         # As if as many networks as a function's code may have graphs for had been before.
         with torch.inference_mode(), config.patch(recompile_limit=1):
-            expected = network(pixels)
-            assert torch.allclose(compiled(pixels), expected, rtol=1e-4, atol=1e-5)
+            expected = network(pixels).logits
+            assert torch.allclose(compiled(pixels).logits, expected, rtol=1e-4, atol=1e-5)
         with torch.no_grad():
             network.network.layers[0].weight.mul_(2)
         with torch.inference_mode():
-            assert not torch.allclose(network(pixels), expected, rtol=1e-2)
-            assert torch.allclose(compiled(pixels), expected, rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(network(pixels).logits, expected, rtol=1e-2)
+            assert torch.allclose(compiled(pixels).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

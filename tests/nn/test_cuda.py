@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from activeseg.nn.checkpoint import checkpoint_bytes, load_checkpoint
+from activeseg.nn.data import UnlabeledImage
 from activeseg.nn.evaluate import evaluate
 from activeseg.nn.fit import fit
 from activeseg.nn.infer import predict_masks, score_images
@@ -41,6 +42,15 @@ def test_a_network_that_was_scored_with_still_trains(make_segmenter, scenes, rec
     loaded = load_checkpoint(checkpoint_bytes(segmenter), model_version="m2", device="cpu")
     on_gpu = evaluate(segmenter, scenes, device=CUDA, precision="float32").metrics.pixel_accuracy
     assert evaluate(loaded, scenes, device=torch.device("cpu")).metrics.pixel_accuracy == pytest.approx(on_gpu, abs=0.01)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_unlabelled_images_teach_on_a_gpu_too(make_segmenter, scenes, recipe, precision) -> None:
+    pool = [UnlabeledImage(one.image_id, lambda one=one: one.load()[0]) for one in scenes]
+    config = recipe(steps=30, unlabelled="pseudo", unlabelled_after=10, pseudo_threshold=0.5, learning_rate=0.03, ema_decay=0.8)
+    result = fit(make_segmenter(), scenes, config, device=CUDA, precision=precision, unlabelled=pool)
+    assert result.labelled_share
+    assert all(0.5 <= threshold <= 1 for threshold in result.thresholds)
 
 
 def test_a_gpu_finds_its_batch_size_and_compiled_scores_are_the_same(make_segmenter, tmp_path) -> None:

@@ -149,3 +149,25 @@ def test_every_figure_has_its_name(make_segmenter, scenes) -> None:
     overall = evaluate(make_segmenter(), scenes, device=CPU).overall()
     assert list(overall) == ["mean_iou", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"]
     assert np.isfinite(list(overall.values())).all()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_fitted_temperature_lowers_the_likelihood_loss_and_counts_nothing_else(
+    make_segmenter, make_overlapping, scenes, overlap: bool
+) -> None:
+    segmenter = make_overlapping() if overlap else make_segmenter()
+    images = [planes(number, (40, 52)) for number in range(3)] if overlap else list(scenes)
+    first = evaluate(segmenter, images, device=CPU, fit_temperature=True)
+    assert first.fitted is not None
+    assert first.scaled is None
+    found = round(first.fitted.temperature, 2)
+    assert found != 1.0
+    again = evaluate(segmenter, images, device=CPU, temperature=found)
+    assert again.scaled is not None
+    assert again.scaled.nll < again.calibration.nll == first.calibration.nll
+    for beside in (found - 0.1, found + 0.1):
+        other = evaluate(segmenter, images, device=CPU, temperature=beside)
+        assert other.scaled is not None
+        assert other.scaled.nll > again.scaled.nll or beside < 0.2
+    assert np.array_equal(again.counts, first.counts)
+    assert again.fitted is None

@@ -136,7 +136,7 @@ def test_a_gradient_that_is_no_number_is_told_without_a_limit_too(recipe) -> Non
     loss = (weight - weight.detach()).abs().sqrt().sum()  # 0, and its slope is not finite there
     before = weight.detach().clone()
     with pytest.raises(ConfigError, match=r"diverged at step 1 .loss 0.0, gradient norm nan"):
-        _descend(progress, loss, recipe(clip_norm=0))
+        _descend(progress, [loss], recipe(clip_norm=0))
     assert torch.equal(weight, before)
 
 
@@ -296,7 +296,7 @@ def test_a_float16_overflow_leaves_the_step_out_and_other_steps_are_as_without_s
         progress = Progress(module, _optimizer(module, recipe(), fused=False), scaler, None)
         pixels = torch.linspace(-1, 1, 3 * 48 * 64).reshape(1, 3, 48, 64)
         loss = torch.nn.functional.cross_entropy(module(pixels)["out"], torch.ones(1, 48, 64, dtype=torch.long))
-        _descend(progress, loss, recipe())
+        _descend(progress, [loss], recipe())
         return dict(module.named_parameters())
 
     overflowing = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10_000)

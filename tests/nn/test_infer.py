@@ -260,15 +260,15 @@ def test_planes_are_cut_from_logits_at_the_images_own_size(make_overlapping) -> 
 def scarce(segmenter, most_pixels: int, monkeypatch, error: type[BaseException] = torch.OutOfMemoryError) -> list[int]:
     """Let the network run out of memory for batches with more pixels than that; returns the sizes it was asked for."""
     asked: list[int] = []
-    coarse = segmenter.module.coarse
+    features = segmenter.module.features
 
-    def limited(x: torch.Tensor) -> torch.Tensor:
+    def limited(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         asked.append(len(x))
         if x[:, 0].numel() > most_pixels:
             raise error("CUDA out of memory. Tried to allocate 20.00 GiB\nand more")
-        return coarse(x)
+        return features(x)
 
-    monkeypatch.setattr(segmenter.module, "coarse", limited)
+    monkeypatch.setattr(segmenter.module, "features", limited)
     return asked
 
 
@@ -320,7 +320,7 @@ def test_memory_that_is_gone_altogether_is_no_image_s_fault(make_segmenter, monk
 
 def test_other_errors_of_the_network_are_raised(make_segmenter, monkeypatch) -> None:
     segmenter = make_segmenter()
-    monkeypatch.setattr(segmenter.module, "coarse", lambda x: x @ x)
+    monkeypatch.setattr(segmenter.module, "features", lambda x: x @ x)
     with pytest.raises(RuntimeError, match=r"mat|size|shape"):
         list(score_images(segmenter, refs(1), lambda ref: np.zeros((40, 50, 3), np.uint8), device=CPU))
 

@@ -44,6 +44,9 @@ def test_coarse_logits_enlarged_are_the_forward_pass_and_reduce_to_the_same_scor
         image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2))
         with torch.inference_mode():
             coarse, enlargement, logits = model.coarse(image), model.enlargement(*size), model(image)["out"]
+            features = model.features(image)
+            assert torch.equal(model.scores(features), coarse)
+        assert min(one[0, 0].numel() for one in features) == features[-1][0, 0].numel()
         assert torch.equal(enlargement.apply(coarse), logits)
         statistics, expected = reduce_coarse(coarse, enlargement), reduce_logits(logits)
         for name in ("entropy_sum", "grid", "channel_entropy_sum", "margin_mean"):

@@ -414,7 +414,7 @@ def test_images_scored_after_the_round_was_opened_do_not_make_its_own_more_or_le
     assert [row.rubber_stamp for row in four.rows()] == [True, True, False]
 
 
-@pytest.mark.parametrize("acquisition", ["entropy_sum", "margin_mean"])
+@pytest.mark.parametrize("acquisition", ["entropy_sum", "margin", "power_margin"])
 def test_uncertain_is_the_upper_half_by_the_rounds_own_ranking(four: Site, acquisition: str) -> None:
     tasks = ranked(four)
     with four.workspace.database.write() as session:

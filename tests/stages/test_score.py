@@ -21,6 +21,7 @@ from activeseg.db.models import (
     Checkpoint,
     ClassScoreRow,
     Decision,
+    Embedding,
     Image,
     ImageStatus,
     Score,
@@ -138,6 +139,12 @@ def rows(workspace: Workspace) -> dict[int, tuple]:
         return {row.image_id: tuple(map(str, row)) for row in session.execute(sa.select(*columns))}
 
 
+def vectors(workspace: Workspace) -> dict[int, bytes]:
+    """Every embedding by image."""
+    with workspace.database.read() as session:
+        return {row.image_id: row.vector for row in session.scalars(sa.select(Embedding))}
+
+
 def runs(workspace: Workspace) -> list[ScoringRun]:
     with workspace.database.read() as session:
         return list(session.scalars(sa.select(ScoringRun).order_by(ScoringRun.id)))
@@ -162,15 +169,20 @@ def test_a_killed_run_loses_at_most_a_chunk_and_ends_as_if_it_had_not_been(scora
     assert exit_status(score, workspace.settings, 5) == -signal.SIGKILL
     kept = rows(workspace)
     assert len(kept) == 4  # two halves of a chunk; the third was being written
+    embedded = vectors(workspace)
+    assert embedded.keys() == kept.keys()
     report = score_pool(workspace)
     assert report.written == 13 - len(kept)
     resumed = rows(workspace)
     assert {image_id: resumed[image_id] for image_id in kept} == kept
+    together = vectors(workspace)
+    assert together.keys() == resumed.keys()
+    assert {image_id: together[image_id] for image_id in kept} == embedded
     with workspace.database.write() as session:
-        for table in (ClassScoreRow, Score):
+        for table in (ClassScoreRow, Score, Embedding):
             session.execute(sa.delete(table))
     assert score_pool(workspace).written == 13
-    assert rows(workspace) == resumed
+    assert (rows(workspace), vectors(workspace)) == (resumed, together)
 
 
 def test_a_budget_of_images_is_spent_on_new_ones_and_then_on_the_most_uncertain(scorable: Callable[..., Workspace]) -> None:

@@ -20,6 +20,7 @@ from activeseg.db.models import Split, TrainingRun, TrainingStatus
 from activeseg.errors import ConfigError, ImageError, LabelSetMismatch, NotReadyError
 from activeseg.loop import training_due
 from activeseg.stages.dataset import import_dataset
+from activeseg.stages.pool import sync_pool
 from activeseg.stages.promote import promote_challengers
 from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace, open_workspace
@@ -36,16 +37,20 @@ TABLES = {"pool": {"images": "pool"}, "labels": {"file": "classes.txt"}, "model"
 
 @pytest.fixture
 def site(tmp_path: Path, migrated_sqlite: Path) -> Path:
-    """A configured folder with six training and two validation images; returns its activeseg.toml."""
+    """A configured folder with six training and two validation images and a pool to learn from; returns its activeseg.toml."""
     folder = tmp_path / "site"
     (folder / "pool").mkdir(parents=True)
     shutil.copyfile(migrated_sqlite, folder / "activeseg.db")
     (folder / "classes.txt").write_text(CLASSES.to_text(), encoding="utf-8")
-    tables = TABLES | {"training": TRAINING | {"steps": 9, "save_every": 2, "validate_every": 3, "ema_decay": 0.8}}
+    steps = {"steps": 9, "save_every": 2, "validate_every": 3, "ema_decay": 0.8}
+    pseudo = {"unlabelled": "pseudo", "unlabelled_after": 3, "pseudo_threshold": 0.5}
+    tables = TABLES | {"training": TRAINING | steps | pseudo}
+    write_balls(folder / "pool", range(300, 304))
     lines = [f"[{name}]\n" + "".join(f"{k} = {toml_value(v)}\n" for k, v in table.items()) for name, table in tables.items()]
     config = folder / "activeseg.toml"
     config.write_text("\n".join(lines), encoding="utf-8")
     with open_workspace(load_settings(config)) as workspace, lease.holding(workspace.database):
+        sync_pool(workspace)
         for split, seeds in ((Split.TRAIN, range(6)), (Split.VAL, range(50, 52))):
             images, masks = folder / split.value, folder / f"{split.value}-masks"
             write_balls(images, seeds, masks=masks)
@@ -74,7 +79,10 @@ def numbers(names: list[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_a_training_killed_by_the_system_goes_on_and_ends_the_same(site: Path, tmp_path: Path) -> None:
-    """The dump holds the sha256 of the weights, the losses, the looks and the step that was kept."""
+    """With all that a training may have, unlabelled images too.
+
+    The dump holds the sha256 of the weights, the losses, the looks and the step that was kept.
+    """
     folder = site.parent
     shutil.copytree(folder, tmp_path / "saved")
     assert run_training(site) == 0

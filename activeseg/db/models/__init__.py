@@ -2,14 +2,16 @@
 
 pool        label_sets, images                              written by stages.pool, dataset import
 scoring     checkpoints, scoring_configs, scoring_runs,     stages.train, stages.score
-            scores, class_scores
+            scores, class_scores, embedders, embeddings
 rounds      rounds, queries, predictions, annotations       loop, stages.rank, stages.push, stages.pull
 labeling    labeling_projects, tasks, push_journal          stages.push, stages.pull
 training    training_runs, training_run_annotations,        stages.train, stages.promote
             evaluations, promotions
+backtest    backtests, backtest_units                       backtest
 operations  requests, schedule_slots, job_runs, leases      cli, web, scheduler, loop
 """
 
+from activeseg.db.models.backtest import Backtest, BacktestUnit
 from activeseg.db.models.columns import Model
 from activeseg.db.models.labeling import JournalState, LabelingProject, PushJournal, Task, TaskStatus
 from activeseg.db.models.operations import JobOutcome, JobRun, Lease, RequestRow, ScheduleSlot
@@ -25,7 +27,7 @@ from activeseg.db.models.rounds import (
     Round,
     RoundStatus,
 )
-from activeseg.db.models.scoring import Checkpoint, ClassScoreRow, Score, ScoringConfig, ScoringRun
+from activeseg.db.models.scoring import Checkpoint, ClassScoreRow, Embedder, Embedding, Score, ScoringConfig, ScoringRun
 from activeseg.db.models.training import (
     ALL_CLASSES,
     Decision,
@@ -42,9 +44,13 @@ __all__ = [
     "AnnotationSource",
     "AnnotationStatus",
     "Arm",
+    "Backtest",
+    "BacktestUnit",
     "Checkpoint",
     "ClassScoreRow",
     "Decision",
+    "Embedder",
+    "Embedding",
     "Evaluation",
     "Image",
     "ImageStatus",

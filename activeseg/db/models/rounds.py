@@ -8,7 +8,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from activeseg.db.models.columns import Model, UtcDateTime, created, text_enum
+from activeseg.db.models.columns import Json, Model, UtcDateTime, created, text_enum
 
 
 class RoundStatus(StrEnum):
@@ -79,6 +79,8 @@ class Round(Model):
     opened_at: Mapped[datetime] = created()
     pushed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     closed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    selection: Mapped[Json | None] = mapped_column(sa.JSON(none_as_null=True))
+    """how images are chosen, as it was set when the round was opened; None: opened by a version that did not write it"""
 
 
 OPEN_QUERY = sa.text("status IN ('selected', 'pushed')")
@@ -104,6 +106,8 @@ class Query(Model):
     shown_order: Mapped[int]
     reason: Mapped[str] = mapped_column(sa.String(200))
     status: Mapped[QueryStatus] = mapped_column(text_enum(QueryStatus))
+    cells: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """the cells of the score's grid that are to be labelled, row-major from 0; None: the whole image"""
 
 
 class Prediction(Model):

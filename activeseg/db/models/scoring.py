@@ -1,4 +1,4 @@
-"""checkpoints, scoring configurations, runs and scores."""
+"""checkpoints, scoring configurations, runs and scores; embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from activeseg.db.models.columns import Json, Model, PackedFloats, UtcDateTime, 
 
 # NaN passes `score = score` on PostgreSQL, and sorts first under DESC there; it does not pass `< 1e300`.
 FINITE = "{0} >= 0 AND {0} < 1e300"
-SCORES = ("entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean")
+SCORES = ("entropy_sum", "entropy_mean", "entropy_share", "margin_mean", "least_confidence_mean", "bald", "tta_jsd")
 
 
 class Checkpoint(Model):
@@ -28,6 +28,8 @@ class Checkpoint(Model):
     label_set_id: Mapped[int] = mapped_column(sa.ForeignKey("label_sets.id"))
     parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
     created_at: Mapped[datetime] = created()
+    temperature: Mapped[float | None] = mapped_column(sa.Double)
+    """what logits are divided by before they are scored; set once, None: never fitted"""
 
 
 class ScoringConfig(Model):
@@ -95,6 +97,9 @@ class Score(Model):
     least_confidence_mean: Mapped[float] = mapped_column(sa.Double)
     grid: Mapped[list[float]] = mapped_column(PackedFloats)
     scored_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    bald: Mapped[float | None] = mapped_column(sa.Double)
+    tta_jsd: Mapped[float | None] = mapped_column(sa.Double)
+    """nats, mean over pixels; None where the configuration does not ask for it, as in the column above"""
 
 
 class ClassScoreRow(Model):
@@ -112,3 +117,24 @@ class ClassScoreRow(Model):
     region_pixels: Mapped[int]
     region_entropy_sum: Mapped[float] = mapped_column(sa.Double)
     mean_confidence: Mapped[float | None] = mapped_column(sa.Double)
+
+
+class Embedder(Model):
+    """What made embeddings: the features or the gradients of a scoring configuration, or a network's start weights."""
+
+    __tablename__ = "embedders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(200), unique=True)
+    scoring_config_id: Mapped[int | None] = mapped_column(sa.ForeignKey("scoring_configs.id"))
+    created_at: Mapped[datetime] = created()
+
+
+class Embedding(Model):
+    """Where an image lies for an embedder; packed by `core.embedding.pack`. Only those of one embedder can be compared."""
+
+    __tablename__ = "embeddings"
+
+    embedder_id: Mapped[int] = mapped_column(sa.ForeignKey("embedders.id"), primary_key=True)
+    image_id: Mapped[int] = mapped_column(sa.ForeignKey("images.id"), primary_key=True)
+    vector: Mapped[bytes] = mapped_column(sa.LargeBinary)

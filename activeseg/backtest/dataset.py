@@ -1,0 +1,230 @@
+"""The labelled images of a backtest: the pool whose masks only the replayed annotator sees, and the images held out.
+
+    <folder>/classes.txt
+    <folder>/pool/images, pool/masks      what strategies choose from; the masks are handed out one query at a time
+    <folder>/held/images, held/masks      what every checkpoint is measured on; never in the pool
+
+Files are hard links where the file system can, and copies elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from activeseg.config import Settings
+from activeseg.core.labels import UNLABELED, LabelSet, Mask, parse_classes
+from activeseg.errors import ConfigError, DataError
+from activeseg.imaging.class_folders import folder_names
+from activeseg.imaging.decode import probe
+from activeseg.imaging.mask_files import MaskFiles
+from activeseg.storage.local import LocalSource, uri_to_path
+
+PARTS = ("train/images", "train/masks", "val/images", "val/masks")
+
+Progress = Callable[[int, int], None]
+
+HoldOut = Callable[[str], bool]
+"""Whether the image of that name is held out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A labelled image. name: its path in the folder of images. pixels: of each class in its mask, by network channel."""
+
+    name: str
+    sha256: str
+    mask_sha256: str
+    pixels: tuple[int, ...]
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What makes it the same labelled image anywhere."""
+        return self.name, self.sha256, self.mask_sha256
+
+
+@dataclass(frozen=True)
+class ReplayData:
+    """What is replayed. pool, held: by name, in order of the names. left_out: files without a mask that fits, and why."""
+
+    folder: Path
+    label_set: LabelSet
+    pool: dict[str, Sample]
+    held: dict[str, Sample]
+    left_out: dict[str, str]
+
+
+def prepare(
+    source: Path, folder: Path, settings: Settings, *, hold_out: HoldOut | None = None, on_progress: Progress | None = None
+) -> ReplayData:
+    """Look through a labelled dataset and lay it out in `folder`; a second call changes nothing.
+
+    source: train/images train/masks classes.txt and, unless `hold_out`, val/images val/masks; masks are index PNGs named like
+    their image, or a folder of them for each class where [labels] overlap. hold_out: which training images are held out; val
+    is not read then.
+
+    Every mask is decoded once, so that one that does not fit is known now and not after hours. Raises ConfigError where parts
+    are missing, two images share a mask, or nothing is left on either side.
+    """
+    for part in PARTS[: 2 if hold_out else 4]:
+        if not (source / part).is_dir():
+            raise ConfigError(f"{source / part} is missing; expected {', '.join(PARTS)} and classes.txt in {source}")
+    text = _classes(source / "classes.txt")
+    label_set = parse_classes(text, overlap=settings.labels.overlap, include_void=settings.labels.include_void)
+    pool, held = _sides(source, label_set, settings.pool.max_pixels, hold_out)
+    progress = _Counted(on_progress, len(pool.names) + len(held.names))
+    left_out: dict[str, str] = {}
+    found = [side.read(left_out, progress) for side in (pool, held)]
+    for samples, purpose in zip(found, ("to choose from", "to measure on"), strict=True):
+        if not samples:
+            because = f"; of {len(left_out)} the mask does not fit: {next(iter(left_out.values()))}" if left_out else ""
+            raise ConfigError(f"{source}: no labelled image is left {purpose}{because}")
+    pool.lay_out(found[0], folder / "pool")
+    held.lay_out(found[1], folder / "held")
+    _replace(folder / "classes.txt", text.encode())
+    return ReplayData(folder, label_set, found[0], found[1], left_out)
+
+
+def _sides(source: Path, label_set: LabelSet, max_pixels: int, hold_out: HoldOut | None) -> tuple[_Side, _Side]:
+    """What is chosen from, and what is held out."""
+    train = _Side(source / "train", label_set, max_pixels)
+    if hold_out is None:
+        return train, _Side(source / "val", label_set, max_pixels)
+    matching = {name for name in train.names if hold_out(name)}
+    return train.only(set(train.names) - matching), train.only(matching)
+
+
+@dataclass
+class _Counted:
+    """Tells how many of the images were looked at."""
+
+    on_progress: Progress | None
+    planned: int
+    done: int = 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        if self.on_progress:
+            self.on_progress(self.done, self.planned)
+
+
+def _classes(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"class list {file} cannot be read: {error}") from error
+
+
+def matching(expression: str) -> HoldOut:
+    """Holds out the images whose path the regular expression matches somewhere. Raises ConfigError where it is none."""
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise ConfigError(f"--hold-out {expression!r} is not a regular expression: {error}") from error
+    return lambda name: pattern.search(name) is not None
+
+
+class _Side:
+    """A folder with images/ and masks/, or some of its images."""
+
+    def __init__(self, folder: Path, label_set: LabelSet, max_pixels: int) -> None:
+        self.masks = MaskFiles(folder / "masks", label_set, max_pixels)
+        self.label_set, self.max_pixels = label_set, max_pixels
+        source = LocalSource(Path(os.path.abspath(folder / "images")))
+        paths = [uri_to_path(file.uri) for file in source.files()]
+        self.names = {path.relative_to(source.root).as_posix(): path for path in paths}
+        twins = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
+        if twins:
+            raise ConfigError(f"{source.root}: two images are called {twins[0]!r} and would share a mask; rename one")
+
+    def only(self, names: set[str]) -> _Side:
+        """The same folder with these images."""
+        some = copy(self)
+        some.names = {name: path for name, path in self.names.items() if name in names}
+        return some
+
+    def read(self, left_out: dict[str, str], progress: Callable[[], None]) -> dict[str, Sample]:
+        """The images whose masks fit; of the others, why not goes into `left_out`."""
+        samples: dict[str, Sample] = {}
+        for name in self.names:
+            try:
+                samples[name] = self._check(name)
+            except (DataError, OSError) as error:
+                left_out[name] = str(error)
+            progress()
+        return samples
+
+    def _check(self, name: str) -> Sample:
+        """An image with its mask, both read. Raises DataError where they do not fit."""
+        data = self.names[name].read_bytes()
+        info = probe(data, max_pixels=self.max_pixels)
+        mask, digest = self.masks.read(self.names[name].stem, (info.height, info.width))
+        self.label_set.check_mask(mask)
+        self.label_set.require_labelled(mask)
+        return Sample(name, hashlib.sha256(data).hexdigest(), digest, class_pixels(mask, self.label_set))
+
+    def lay_out(self, samples: dict[str, Sample], target: Path) -> None:
+        """Make `target` hold exactly these images and their masks."""
+        wanted = {f"images/{name}": self.names[name] for name in samples}
+        for name in samples:
+            for path in self.masks.files[self.names[name].stem].values():
+                wanted[f"masks/{path.relative_to(self.masks.folder).as_posix()}"] = path
+        (target / "images").mkdir(parents=True, exist_ok=True)
+        (target / "masks").mkdir(parents=True, exist_ok=True)
+        if self.label_set.overlap:
+            make_class_folders(target / "masks", self.label_set)
+        for path in _files(target):
+            if path.relative_to(target).as_posix() not in wanted:
+                path.unlink()
+        for relative, path in wanted.items():
+            link(path, target / relative)
+
+
+def class_pixels(mask: Mask, label_set: LabelSet) -> tuple[int, ...]:
+    """Labelled pixels of each network channel in a mask."""
+    channels = label_set.to_channels(mask)
+    if label_set.overlap:
+        return tuple(int(np.count_nonzero(plane == 1)) for plane in channels)
+    counts = np.bincount(channels[channels != UNLABELED].ravel(), minlength=label_set.num_classes)
+    return tuple(counts.tolist())
+
+
+def make_class_folders(folder: Path, label_set: LabelSet) -> None:
+    """A folder for each class, empty where no image has it."""
+    for name in folder_names(label_set, str(folder)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the file `source`: a hard link where that can be, else a copy. Whoever is killed leaves no half file."""
+    if target.exists() and (target.samefile(source) or target.read_bytes() == source.read_bytes()):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(os.path.realpath(source), partial)
+    except OSError:  # another disk, another owner
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+    partial.unlink(missing_ok=True)  # to rename a link to the same file does nothing
+
+
+def _replace(file: Path, data: bytes) -> None:
+    if not file.exists() or file.read_bytes() != data:
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        partial.write_bytes(data)
+        partial.replace(file)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from (path for path in sorted(folder.rglob("*")) if path.is_file())
