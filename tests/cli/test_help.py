@@ -16,7 +16,7 @@ COMMANDS = {
     "promote", "rollback", "checkpoints", "score", "rankings", "report", "push", "pull", "reconcile", "ls connect", "round run",
     "status",
     "explain image", "explain saliency", "explain class-model", "explain localise", "explain figure", "explain sheet",
-    "schedule", "serve", "ml-backend", "doctor", "demo",
+    "schedule", "serve", "ml-backend", "doctor", "demo", "backtest",
 }  # fmt: skip
 
 
