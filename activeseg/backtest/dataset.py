@@ -72,8 +72,8 @@ def prepare(
     their image, or a folder of them for each class where [labels] overlap. hold_out: which training images are held out; val
     is not read then.
 
-    Every mask is decoded once, so that one that does not fit is known now and not after hours. Raises ConfigError where parts
-    are missing, two images share a mask, or nothing is left on either side.
+    Every mask is decoded once, so that one that does not fit is known now and not after hours. Nobody may choose an image whose
+    copy is held out. Raises ConfigError where parts are missing, two images share a mask, or nothing is left on either side.
     """
     for part in PARTS[: 2 if hold_out else 4]:
         if not (source / part).is_dir():
@@ -84,14 +84,24 @@ def prepare(
     progress = _Counted(on_progress, len(pool.names) + len(held.names))
     left_out: dict[str, str] = {}
     found = [side.read(left_out, progress) for side in (pool, held)]
+    _leave_out_copies(found[0], found[1], left_out)
     for samples, purpose in zip(found, ("to choose from", "to measure on"), strict=True):
         if not samples:
-            because = f"; of {len(left_out)} the mask does not fit: {next(iter(left_out.values()))}" if left_out else ""
+            because = f"; {len(left_out)} were left out, such as: {next(iter(left_out.values()))}" if left_out else ""
             raise ConfigError(f"{source}: no labelled image is left {purpose}{because}")
     pool.lay_out(found[0], folder / "pool")
     held.lay_out(found[1], folder / "held")
     _replace(folder / "classes.txt", text.encode())
     return ReplayData(folder, label_set, found[0], found[1], left_out)
+
+
+def _leave_out_copies(pool: dict[str, Sample], held: dict[str, Sample], left_out: dict[str, str]) -> None:
+    """Take out of the pool what is held out, too: measured on what it was trained on, a network looks better than it is."""
+    names = {sample.sha256: name for name, sample in held.items()}
+    for name, sample in list(pool.items()):
+        if sample.sha256 in names:
+            left_out[name] = f"the same image is held out as {names[sample.sha256]}"
+            del pool[name]
 
 
 def _sides(source: Path, label_set: LabelSet, max_pixels: int, hold_out: HoldOut | None) -> tuple[_Side, _Side]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from activeseg.backtest.protocol import Protocol
 from activeseg.backtest.task import START, Place, Task
 from activeseg.backtest.units import FULL, Unit, UnitFolder, added_by_round, labelled_after, unit_name
 from activeseg.backtest.workers import Crew, crew
-from activeseg.backtest.workspaces import MADE_FOR
+from activeseg.backtest.workspaces import usable
 from activeseg.config import Settings
 from activeseg.errors import ActivesegError, ConfigError
 from activeseg.storage.artifacts import ArtifactStore
@@ -192,15 +192,21 @@ class Plan:
         return self._read(self.folder, unit_name(FULL, FULL_SEED, 0), tuple(sorted(self.data.pool)))
 
     def _start(self, seed: int) -> Unit | None:
-        unit = self._read(self.starts, unit_name(START, seed, 0), self._initial(seed) or None)
-        # Its workspace is what strategies are copied from.
-        return unit if unit and (self.starts.folder.parent / "replays" / f"{START}-s{seed}" / MADE_FOR).exists() else None
+        name = unit_name(START, seed, 0)
+        unit = self._read(self.starts, name, self._initial(seed) or None)
+        # Its workspace is what strategies are copied from: another plan, killed before its own file, may have left one here.
+        workspace = self.starts.folder.parent / "replays" / f"{START}-s{seed}"
+        if unit is None or not usable(workspace, self._task(START, seed, 0).workspace):
+            # Now, and not when the new one is written: until then a workspace of this very plan may be half done.
+            self.starts.remove(name)
+            return None
+        return unit
 
     def _read(self, folder: UnitFolder, name: str, labelled: tuple[str, ...] | None) -> Unit | None:
         unit, problem = folder.read(name)
         if unit is not None and labelled is not None and unit.labelled != labelled:
             unit, problem = None, f"{name}.json does not go on from the round before"
-        if unit is not None and not set(unit.labelled) <= self.data.pool.keys():
+        if unit is not None and not {*unit.labelled, *_names(unit)} <= self.data.pool.keys():
             unit, problem = None, f"{name}.json is of images that are not in this pool"
         if unit is not None and unit.fingerprint != self.fingerprint(unit, unit.labelled):
             unit, problem = None, f"{name}.json was made from other images, with another recipe or plan, or by another version"
@@ -242,7 +248,7 @@ def _compute(plan: Plan, members: Crew, workers: int, heard: Heard, errors: list
             if len(running) >= workers:
                 break
             plan.begun.add(task.name)
-            running[members.submit(task)] = task
+            running[_submitted(members, task, running.values())] = task
         if not running:
             return
         ended, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -251,10 +257,7 @@ def _compute(plan: Plan, members: Crew, workers: int, heard: Heard, errors: list
             try:
                 unit = plan.take(task, future.result())
             except BrokenProcessPool as error:
-                raise ActivesegError(
-                    f"a process of the backtest was ended while it computed {task.name} (out of memory?): run the same command "
-                    "again, with fewer --workers where memory is short"
-                ) from error
+                raise _process_ended([task, *running.values()]) from error
             except Exception as error:
                 error.add_note(f"while computing {task.name}")
                 heard.problem(f"{task.name}: {error}")
@@ -263,6 +266,22 @@ def _compute(plan: Plan, members: Crew, workers: int, heard: Heard, errors: list
             else:
                 if task.strategy != START:
                     heard.unit(unit, True)
+
+
+def _submitted(members: Crew, task: Task, running: Iterable[Task]) -> Future[Unit]:
+    try:
+        return members.submit(task)
+    except BrokenProcessPool as error:  # a process ended since the last unit did
+        raise _process_ended([*running, task]) from error
+
+
+def _process_ended(tasks: Iterable[Task]) -> ActivesegError:
+    """tasks: those under way; which of them it was that ended with its process is not told."""
+    names = " or ".join(task.name for task in tasks)
+    return ActivesegError(
+        f"a process of the backtest was ended while it computed {names} (out of memory?): run the same command again, with "
+        "fewer --workers where memory is short"
+    )
 
 
 @contextmanager

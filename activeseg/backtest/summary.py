@@ -76,11 +76,7 @@ def summarise(units: Sequence[Unit], protocol: Protocol, data: ReplayData, rare:
     for name, chain in chains.items():
         common = sorted(chain.keys() & base.keys())
         if name != BASELINE and common:
-            found = summary["strategies"][name]
-            found["against_baseline"] = _against(chain, base, common, protocol, rare)
-            found["against_baseline"]["goal_saving"] = _plain(
-                saving(found["labels_to_goal"], summary["strategies"][BASELINE]["labels_to_goal"])
-            )
+            summary["strategies"][name]["against_baseline"] = _against(chain, base, common, protocol, rare, goal)
     return summary
 
 
@@ -173,15 +169,22 @@ def _seconds(units: Sequence[Unit]) -> dict[str, float | None]:
 
 
 def _against(
-    chain: dict[int, list[Unit]], base: dict[int, list[Unit]], seeds: Sequence[int], protocol: Protocol, rare: Sequence[int]
+    chain: dict[int, list[Unit]],
+    base: dict[int, list[Unit]],
+    seeds: Sequence[int],
+    protocol: Protocol,
+    rare: Sequence[int],
+    goal: float | None,
 ) -> dict[str, Any]:
     counts, baseline = _counts(chain, seeds), _counts(base, seeds)
+    means = (curve(side).mean(axis=0) for side in (counts, baseline))
+    reached = (None if goal is None else labels_to_reach(protocol.labels, mean, goal) for mean in means)
     options: dict[str, Any] = {"samples": SAMPLES, "confidence": CONFIDENCE}
     found = _intervals(compare_curves(protocol.labels, counts, baseline, **options))
     if rare:
         of_rare = _intervals(compare_curves(protocol.labels, counts, baseline, classes=rare, **options))
         found |= {"rare_area": of_rare["area"], "rare_rounds": of_rare["rounds"]}
-    return found | {"seeds": list(seeds)}
+    return found | {"seeds": list(seeds), "goal_saving": _plain(saving(*reached))}
 
 
 def _intervals(comparison: Any) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class UnitFolder:
             file.replace(_free_name(file))
         partial.replace(file)
 
+    def remove(self, name: str) -> None:
+        """Take a unit's file away, where there is one."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
     def names(self) -> list[str]:
         """Names of the unit files there are."""
         return sorted(path.stem for path in self.folder.glob("*.json"))

@@ -81,7 +81,11 @@ def backtest(
         channels = rare_channels(prepared, [name.strip() for name in rare.split(",")] if rare else ())
         steps = 3 * (settings or _defaults()).training.steps if full_steps is None else full_steps
         protocol = Protocol(names, labels, tuple(range(first_seed, first_seed + seeds)), steps)
-        outcome = _run(out, protocol, prepared, settings or _defaults(), workers, quiet=as_json)
+        try:
+            outcome = _run(out, protocol, prepared, settings or _defaults(), workers, quiet=as_json)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted: finished trainings are kept in {out / 'units'}, the same command goes on", err=True)
+            raise
         _tell(out, outcome, protocol, prepared, channels, settings, as_json)
     if outcome.errors:
         raise outcome.errors[0]
@@ -193,8 +197,9 @@ def _tell(
     from activeseg.backtest.summary import summarise
 
     summary = summarise(outcome.units, protocol, data, rare)
-    database = store_results(out, settings, outcome.fingerprint, protocol, outcome.units)
+    # First the files: a database that is away must not cost the report.
     write_report(out, summary, outcome.units, data, max_pixels=(settings or _defaults()).pool.max_pixels)
+    database = store_results(out, settings, outcome.fingerprint, protocol, outcome.units)
     if as_json:
         print_json(summary)
         return

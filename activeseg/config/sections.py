@@ -155,8 +155,8 @@ class TrainingSection(Section):
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
     unlabelled: Literal["none", "pseudo"] = Field(
         "none",
-        description="what the unlabelled images of the pool teach: none, or pseudo (labels that the averaged network is sure of; "
-        "a step then takes more than twice as long)",
+        description="what the unlabelled images of the pool teach: none, or pseudo (labels that the averaged network is "
+        "sure of; a step then takes more than twice as long)",
     )
     unlabelled_weight: float = Field(1.0, gt=0, description="of the pseudo-labels' loss beside that of the labels")
     unlabelled_after: int = Field(100, ge=0, description="steps on labels alone before the first pseudo-labels")

@@ -199,6 +199,7 @@ def _first_problem(error: ValidationError, file: Path) -> str:
         return f"{source}: {where}: expected a table, [{where}] and its keys"
     # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
     shown = keys and keys[0] not in _SECRET_KEYS and not isinstance(problem.get("input"), dict)
-    came = f" (got {problem.get('input')!r})" if shown else ""
     message = problem["msg"].removeprefix("Value error, ")
+    told = message.endswith(f"got {problem.get('input')!r}")
+    came = f" (got {problem.get('input')!r})" if shown and not told else ""
     return f"{source}: {where}{': ' if where else ''}{message}{came}"

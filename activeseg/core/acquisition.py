@@ -111,6 +111,8 @@ def class_balanced_entropy(pool: PoolStatistics) -> Values:
     """
     pixels, entropy = pool.by_class()
     valid = pool.column("valid_pixels")
+    if not pixels.size:
+        return np.zeros(len(valid))
     share = pixels.sum(axis=0) / max(float(valid.sum()), 1.0)
     weights = 1 / np.sqrt(share + CLASS_SHARE_FLOOR)
     weighted: Values = (entropy * (weights / weights.mean())).sum(axis=1)

@@ -49,7 +49,9 @@ def findings(session: Session, *, first: int | None = None, last: int | None = N
         left_out.update(_unusable(drawn.get(row.id, [])))
         shares = [one.changed_share for one in drawn.get(row.id, []) if _usable(one) and one.changed_share is not None]
         if shares:  # of several annotators' the last, as in the data set
-            answers.append(Answer(row.number, row.arm == CHOSEN, shares[-1], _percentile(row), expected.get(row.id)))
+            answers.append(
+                Answer(row.number, row.arm == CHOSEN, shares[-1], percentile(row.rank, row.reason), expected.get(row.id))
+            )
     chosen, control = (_counted(row.status for row in asked if row.arm == arm) for arm in (CHOSEN, CONTROL))
     rounds = len({row.number for row in asked})
     told = {why: count for why, count in left_out.items() if count}
@@ -102,12 +104,12 @@ def _unusable(rows: Sequence[Annotation]) -> Iterable[str]:
             yield NOT_SHOWN
 
 
-def _percentile(row: Any) -> float | None:
+def percentile(rank: int | None, reason: str) -> float | None:
     """0 for the last candidate of the round, 1 for the first; what ranks were given among is told by the reason only."""
-    found = _RANK.search(row.reason)
-    if row.rank is None or found is None or int(found[2]) < 2:
+    found = _RANK.search(reason)
+    if rank is None or found is None or int(found[2]) < 2:
         return None
-    return 1 - (int(row.rank) - 1) / (int(found[2]) - 1)
+    return 1 - (rank - 1) / (int(found[2]) - 1)
 
 
 def _expected(session: Session, asked: Sequence[Any]) -> dict[int, float]:

@@ -46,6 +46,11 @@ def has_candidates(session: Session, scoring_config_id: int | None) -> bool:
     return session.scalar(statement.limit(1)) is not None
 
 
+def any_grouped(session: Session) -> bool:
+    """Whether the clip or site of any image of the pool is known."""
+    return session.scalar(sa.select(Image.id).where(IN_POOL, Image.group_name.is_not(None)).limit(1)) is not None
+
+
 def unscored_candidates(session: Session) -> dict[int, str | None]:
     """image id -> group of every image that may be queried, for a first query without a model."""
     statement = sa.select(Image.id, Image.group_name).where(free_pool()).order_by(Image.id)

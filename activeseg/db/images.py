@@ -49,7 +49,8 @@ def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
 class KnownFile:
     """What is recorded of one content of a file.
 
-    decodes: it once could be decoded; limited: it was set aside by a limit in [pool]; stamp: as the storage gave it.
+    decodes: it once could be decoded; limited: it was set aside by a limit in [pool]; stamp: as the storage gave it;
+    group: its clip or site.
     """
 
     id: int
@@ -60,12 +61,13 @@ class KnownFile:
     status: ImageStatus
     decodes: bool
     limited: bool
+    group: str | None
 
 
 def known_files(session: Session, uris: Sequence[str]) -> dict[str, list[KnownFile]]:
     """All rows of these files, every content they ever had; without the cost of whole Image objects."""
     limited = sa.func.coalesce(Image.reason.contains("raise [pool] max_", autoescape=True), sa.false())
-    state = (Image.stamp, Image.status, Image.width.is_not(None), limited)
+    state = (Image.stamp, Image.status, Image.width.is_not(None), limited, Image.group_name)
     columns = (Image.id, Image.uri, Image.sha256, Image.size_bytes, *state)
     rows: dict[str, list[KnownFile]] = {}
     for block in blocks(uris):
@@ -97,6 +99,12 @@ def record_stamps(session: Session, stamps: Mapping[int, str | None]) -> None:
     rows = [{"id": image_id, "stamp": stamp} for image_id, stamp in stamps.items()]
     if rows:
         session.execute(sa.update(Image), rows)
+
+
+def name_groups(session: Session, groups: Mapping[int, str]) -> None:
+    """Note the clip or site of images that had none. image id -> its name."""
+    if groups:
+        session.execute(sa.update(Image), [{"id": image_id, "group_name": name} for image_id, name in groups.items()])
 
 
 def retire(session: Session, image_ids: Sequence[int], status: ImageStatus) -> None:

@@ -58,14 +58,20 @@ class Cursor:
 
 def latest_scoring_config(session: Session, checkpoint_id: int) -> int | None:
     """The configuration of this checkpoint that was scored with last."""
-    statement = (
-        sa.select(ScoringRun.scoring_config_id)
-        .join(ScoringConfig, ScoringConfig.id == ScoringRun.scoring_config_id)
-        .where(ScoringConfig.checkpoint_id == checkpoint_id)
-        .order_by(ScoringRun.id.desc())
-        .limit(1)
-    )
-    return session.scalar(statement)
+    return session.scalar(_by_last_run(checkpoint_id, ScoringRun.scoring_config_id).limit(1))
+
+
+def _config_with(session: Session, checkpoint_id: int, by: str) -> int | None:
+    """The same, of those that took the statistic `by` besides the usual ones; where none says so, of all."""
+    # A strategy that is set again finds its pool scored and runs nothing: then another configuration was the last.
+    found = session.execute(_by_last_run(checkpoint_id, ScoringConfig.id, ScoringConfig.definition))
+    return next((row.id for row in found if by in row.definition), None) or latest_scoring_config(session, checkpoint_id)
+
+
+def _by_last_run(checkpoint_id: int, *columns: Any) -> Any:
+    statement = sa.select(*columns).select_from(ScoringRun)
+    statement = statement.join(ScoringConfig, ScoringConfig.id == ScoringRun.scoring_config_id)
+    return statement.where(ScoringConfig.checkpoint_id == checkpoint_id).order_by(ScoringRun.id.desc())
 
 
 def ranking(
@@ -91,7 +97,8 @@ def ranking(
         raise ConfigError(f"unknown acquisition function {by!r}; known: {', '.join(BASES)}")
     if class_indices and by != "entropy_sum":
         raise ConfigError(f"{by} has no value for a class alone: name classes with entropy_sum")
-    config = latest_scoring_config(session, checkpoint.id)
+    extra = by in ("bald", "tta_jsd")
+    config = _config_with(session, checkpoint.id, by) if extra else latest_scoring_config(session, checkpoint.id)
     if config is None:
         return []
     if by not in STORED:

@@ -21,6 +21,7 @@ from activeseg.imaging.mask_files import MaskFiles
 from activeseg.records import StageReport
 from activeseg.storage.files import SourceFile
 from activeseg.storage.sources import ImageSource, open_source
+from activeseg.wording import counted
 from activeseg.workspace import Workspace
 
 
@@ -50,20 +51,26 @@ def import_dataset(
     then on. A pair that does not fit (unreadable image, mask missing, of another size or with unknown values) is left
     out, counted as failed and listed with its reason in the report; a bad image also gets its quarantine row.
     Raises ConfigError where a folder (also that of a class) is missing, is that of no class or is laid out for the other
-    [labels] overlap, NotReadyError where there is not one image.
+    [labels] overlap, NotReadyError where there is not one image, or not one with a mask.
     """
     started = time.monotonic()
     masks = MaskFiles(mask_folder, workspace.label_set, workspace.settings.pool.max_pixels)
     known, source = masks.files, open_source(image_folder)
-    counts, problems = Counter[str](), {}
+    counts, problems, passed_over = Counter[str](), {}, 0
     for file in source.files():
         if split is None and PurePosixPath(file.uri).stem not in known:
+            passed_over += 1
             continue  # an answer to some of the open queries says nothing about other images
         try:
             pair = _read_pair(workspace, source, file, masks)
             counts[_store(workspace, pair, split, annotator)] += 1
         except DataError as error:
             problems[file.uri] = str(error)
+    if not counts and not problems and passed_over:
+        raise NotReadyError(
+            f"none of the {counted(passed_over, 'image')} in {image_folder} has a mask in {mask_folder}: "
+            "masks are PNG files named like their images"
+        )
     if not counts and not problems:
         raise NotReadyError(f"no images in {image_folder}")
     details = {"unchanged": counts["unchanged"], "problems": problems}

@@ -6,7 +6,7 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -55,8 +55,9 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
     folder that may not be looked into stays as it is. Commits after every chunk of files it has read. Raises NotReadyError
     where there is not one file.
 
-    A file whose size and stamp are as they were when it was last read is not read again, unless `full`. Memory grows with
-    the pool by a bit an image.
+    A file whose size and stamp are as they were when it was last read is not read again, unless `full`. An image without a
+    group gets the one that `group_pattern` finds now; one that has a group keeps it. Memory grows with the pool by a bit an
+    image.
     """
     started, counts = time.monotonic(), Counter[str]()
     group = _group_reader(workspace.settings.pool.group_pattern)
@@ -67,6 +68,7 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
         with workspace.database.read() as session:
             known = images.known_files(session, [file.uri for file in files])
         listed.update(row.id for rows in known.values() for row in rows)
+        counts["grouped"] += _name_groups(workspace, group, known)
         unsettled = [file for file in files if full or not _is_settled(file, known.get(file.uri, []))]
         counts.update(files=len(files), unchanged=len(files) - len(unsettled))
         for chunk in _chunks(iter(unsettled), CHUNK):
@@ -80,7 +82,19 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
     counts["missing"] = _mark_missing(workspace, listed, newest)
     written = sum(counts[name] for name in ("new", "quarantined", "returned", "missing"))
     details = {name: counts[name] for name in ("new", "returned", "missing", "unchanged")}
+    if counts["grouped"]:
+        details["got a group"] = counts["grouped"]
     return StageReport("pool sync", written, counts["quarantined"], time.monotonic() - started, details)
+
+
+def _name_groups(workspace: Workspace, group: _GroupReader, known: Mapping[str, Sequence[KnownFile]]) -> int:
+    """Give those that were registered before `group_pattern` was set, or under one that did not fit, their group."""
+    alone = [row for rows in known.values() for row in rows if row.group is None and row.status == ImageStatus.ACTIVE]
+    found = {row.id: name for row in alone if (name := group(row.uri)) is not None}
+    if found:
+        with workspace.database.write() as session:
+            images.name_groups(session, found)
+    return len(found)
 
 
 def _is_settled(file: SourceFile, known: Sequence[KnownFile]) -> bool:

@@ -48,7 +48,13 @@ def rank_round(workspace: Workspace, round_id: int) -> StageReport:
             details["closed"] = True
         if selection.filled:
             details["in spite of gap or cap"] = selection.filled
+        if row.scoring_config_id is not None and _limited(row.selection or {}) and not candidates.any_grouped(session):
+            details["gap and cap bind nothing"] = "no image has a clip or site, see [pool] group_pattern"
     return StageReport("rank", len(selection.items), 0, time.monotonic() - started, details)
+
+
+def _limited(parameters: Mapping[str, Any]) -> bool:
+    return bool(parameters.get("min_frame_gap") or parameters.get("max_per_group"))
 
 
 def _cells(session: Session, row: Round, items: Sequence[QueryItem]) -> dict[int, list[int]]:

@@ -80,3 +80,14 @@ def test_what_cannot_be_replayed_is_said(labelled: Path, tmp_path: Path) -> None
     shutil.copy(source / "train/images/ball_0000.png", source / "train/images/more/ball_0000.png")
     with pytest.raises(ConfigError, match="would share a mask"):
         prepare(source, tmp_path / "data", Settings())
+
+
+def test_an_image_whose_copy_is_held_out_is_not_in_the_pool(labelled: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(labelled, source)
+    for part in ("images", "masks"):
+        shutil.copy(source / f"val/{part}/ball_0101.png", source / f"train/{part}/copy.png")
+    data = prepare(source, tmp_path / "data", Settings())
+    assert "copy.png" not in data.pool
+    assert data.left_out == {"copy.png": "the same image is held out as ball_0101.png"}
+    assert names(tmp_path / "data/pool/images") == list(data.pool)

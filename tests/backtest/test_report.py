@@ -126,6 +126,35 @@ def test_a_workspace_replays_its_own_annotations_and_keeps_the_rows(
     assert not (tmp_path / "out/backtest.db").exists()
 
 
+def test_the_report_is_there_though_the_rows_could_not_be_written(
+    labelled: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: object) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("the connection is lost"))
+
+    monkeypatch.setattr("activeseg.backtest.results.backtests.store", lost)
+    options = ("--budgets", 4, "--full-steps", 0, "--seeds", 1, "--strategies", "random", "--workers", 1)
+    arguments = ("backtest", "--data", labelled, "--config", recipe, "--out", tmp_path / "out", *options)
+    found = CliRunner().invoke(app, list(map(str, arguments)))
+    assert found.exit_code != 0
+    assert "the connection is lost" in str(found.exception)
+    assert json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))["strategies"]["random"]["seeds"] == [0]
+
+
+def test_an_interrupted_backtest_says_how_to_go_on(
+    labelled: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("activeseg.backtest.run.run_backtest", interrupted)
+    arguments = ("backtest", "--data", labelled, "--config", recipe, "--out", tmp_path / "out", "--budgets", 4)
+    found = CliRunner().invoke(app, list(map(str, arguments)))
+    assert found.exit_code != 0
+    assert "the same command goes on" in found.stderr
+    assert str(tmp_path / "out/units") in found.stderr
+
+
 def test_what_is_asked_for_must_be_there(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments, said in (

@@ -196,6 +196,11 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_the_file(tmp_path: Path, 
     assert str(tmp_path / "activeseg.toml") in said
 
 
+def test_what_came_is_said_once(tmp_path: Path) -> None:
+    said = problem(tmp_path, '[selection]\nacquisition = "entropy"\n')
+    assert said.endswith("softrank_NAME; got 'entropy'")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from activeseg.db import checkpoints
 from activeseg.db.database import Database
-from activeseg.db.models import Checkpoint, ClassScoreRow, Decision, Image, ImageStatus, Score, Split
+from activeseg.db.models import Checkpoint, ClassScoreRow, Decision, Image, ImageStatus, Score, ScoringConfig, Split
 from activeseg.db.rankings import Cursor, RankingRow, class_scores, latest_scoring_config, ranking
 from activeseg.errors import ConfigError
 from tests.db.rows import Rows
@@ -190,6 +190,21 @@ def test_the_ranking_by_a_stored_statistic_equals_brute_force_and_has_pages(data
         assert pairs(ask(database, pool, by=by, after=Cursor(last.rank, last.score, last.image_id))) == expected[11:]
     assert gone in dict(pairs(ask(database, pool, by="margin", pool_only=False)))
     assert pairs(ask(database, pool, by="tta_jsd")) == []
+
+
+def test_a_statistic_that_was_taken_once_is_found_behind_a_later_configuration_without_it(
+    database: Database, rows: Rows
+) -> None:
+    """Set back to a strategy whose scores are all there, a scoring run is not begun: the last one was another's."""
+    checkpoint, image = rows.checkpoint(), rows.image()
+    with_bald, later = rows.config(checkpoint), rows.config(checkpoint)
+    with database.write() as session:
+        session.get_one(ScoringConfig, with_bald).definition = {"bald": {"passes": 8}}
+        session.add_all([rows.score_row(with_bald, image, bald=0.25), rows.score_row(later, image)])
+    with database.read() as session:
+        row = session.get_one(Checkpoint, checkpoint)
+        assert [found.score for found in ranking(session, row, limit=3, by="bald")] == [0.25]
+        assert ranking(session, row, limit=3, by="tta_jsd") == []
 
 
 def test_the_ranking_by_balanced_classes_is_worked_out_of_the_whole_pool(database: Database, rows: Rows) -> None:

@@ -55,6 +55,17 @@ def test_documents_are_reached_from_another_one(page: Path) -> None:
     )
 
 
+def test_group_patterns_in_documents_find_a_clip_in_a_whole_path() -> None:
+    """The path is absolute, or begins with a bucket: a pattern that begins with a folder of the pool never fits."""
+    patterns = [found for page in PAGES for found in re.findall(r'group_pattern = "([^"]+)"', text_of(page))]
+    assert patterns
+    for pattern in patterns:
+        for path in ("/data/pool/clip_07/frame_0030.png", "s3://bucket/pool/clip_07/frame_0030.png"):
+            found = re.search(pattern, path)
+            assert found is not None, f"{pattern} finds nothing in {path}"
+            assert found[1] == "clip_07", pattern
+
+
 def test_nothing_published_names_the_authors_folders() -> None:
     found = [str(path.relative_to(ROOT)) for path in published() if SHARED in path.read_text(encoding="utf-8")]
     assert not found, f"{SHARED} is named in {found}"

@@ -213,6 +213,17 @@ def test_an_empty_mask_says_that_an_image_has_none_of_the_classes(
     assert not workspace.read_labeled(empty)[1].any()
 
 
+def test_answers_without_a_mask_for_any_image_are_told_from_a_folder_without_images(
+    make_sqlite_workspace: Make, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    workspace, nowhere = make_sqlite_workspace(), tmp_path / "nowhere"
+    nowhere.mkdir()
+    with pytest.raises(NotReadyError, match=f"none of the 4 images in {folders[0]} has a mask in {nowhere}"):
+        import_dataset(workspace, str(folders[0]), nowhere, None)
+    with pytest.raises(NotReadyError, match=f"no images in {nowhere}"):
+        import_dataset(workspace, str(nowhere), folders[1], None)
+
+
 @pytest.mark.parametrize(("forgotten", "sections"), [("ball", {}), ("void", {"include_void": True})])
 def test_a_class_whose_folder_was_forgotten_stops_the_import(
     make_sqlite_workspace: Make, class_folders: tuple[Path, Path], forgotten: str, sections: dict[str, bool]

@@ -43,6 +43,20 @@ def test_every_image_becomes_a_row_with_size_hash_and_group(make_workspace: Make
     assert sync_pool(workspace).written == 0
 
 
+def test_a_group_pattern_set_later_names_the_groups_of_images_that_have_none(make_workspace: Make) -> None:
+    plain, wrong, right = (
+        make_workspace(pool=3, pool_section={"group_pattern": pattern}) for pattern in (None, "^(nowhere)", r"ball_0+([12])")
+    )
+    sync_pool(plain)
+    assert "got a group" not in sync_pool(wrong).details
+    report = sync_pool(right)
+    assert (report.written, report.details["unchanged"], report.details["got a group"]) == (0, 3, 2)
+    other = make_workspace(pool=3, pool_section={"group_pattern": "(ball)"})
+    assert sync_pool(other).details["got a group"] == 1
+    groups = {name: image.group_name for name, image in rows(other).items()}
+    assert groups == {"ball_0000.png": "ball", "ball_0001.png": "1", "ball_0002.png": "2"}
+
+
 def test_broken_files_are_quarantined_with_a_reason_and_never_fail_the_run(make_sqlite_workspace: Make, tmp_path: Path) -> None:
     workspace = make_sqlite_workspace(pool=3)
     bad, good = bad_cases(), good_cases()

@@ -14,6 +14,7 @@ import torch
 from activeseg.config.strategies import STRATEGY_NAMES
 from activeseg.core.embedding import pack, project
 from activeseg.db import embeddings, rounds
+from activeseg.db.arms import percentile
 from activeseg.db.database import Database
 from activeseg.db.models import Image, QueryStatus, Round, RoundStatus, Score, Split
 from activeseg.db.statistics import statistics
@@ -114,6 +115,22 @@ def test_every_strategy_fills_a_query_and_each_row_says_how(each_site: Site) -> 
         assert all(f"drawn by {wrapped[0]} beta 1" in reason for reason in chosen) if wrapped else True
         if name in ("kcenter", "entropy_kcenter", "badge_seg"):
             assert all("to the nearest taken" in reason for reason in chosen)
+
+
+@pytest.mark.parametrize("name", STRATEGY_NAMES)
+def test_the_report_reads_the_percentile_out_of_whatever_reason_a_strategy_writes(sqlite: Database, name: str) -> None:
+    """With embeddings of all, some and none of the images, inside limits and in spite of them."""
+    site = Site(sqlite)
+    items = site.choose(name, size=9, control_share=0.25)
+    for places in (range(5, 9), range(30)):
+        site.embed(places)
+        items += site.choose(name, size=9, control_share=0.25)
+    items += site.choose(name, size=9, selection={"min_frame_gap": 30, "max_per_group": 2, "noise_beta": 0.125})
+    reasons = {item.reason.split(",")[0] for item in items}
+    assert name == "random" or "by rank" in reasons, "of the last query some are there in spite of the limits"
+    for item in items:
+        assert item.rank is not None
+        assert percentile(item.rank, item.reason) == pytest.approx((30 - item.rank) / 29)
 
 
 def test_the_control_arm_is_the_same_images_whatever_chooses_the_others(site: Site) -> None:
@@ -233,6 +250,7 @@ def test_the_control_arm_is_not_bound_by_limits_but_counts_in_them(site: Site) -
     assert {place // 10 for place in site.places(within)} == {0, 1, 2} - touched
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_pool_smaller_than_the_query_and_one_without_candidates(sqlite: Database) -> None:
     site = Site(sqlite, size=3)
     site.embed(range(3))
@@ -264,6 +282,18 @@ def test_a_round_keeps_how_it_was_opened_and_its_report_says_what_the_limits_lef
         reasons = [query.reason for query, _ in rounds.queries(session, opened.id)]
     assert sorted("beta 3" in reason for reason in reasons) == [False, False, True]
     assert rank_round(workspace, opened.id).written == 0
+
+
+def test_limits_without_a_clip_to_bind_are_told(
+    make_sqlite_workspace: Callable[..., Workspace], train_champion: Callable[[Workspace], None]
+) -> None:
+    workspace = make_sqlite_workspace(pool=3, selection={"min_frame_gap": 5})
+    sync_pool(workspace)
+    train_champion(workspace)
+    score_pool(workspace)
+    opened = open_round_if_due(workspace)
+    assert opened is not None
+    assert "no image has a clip or site" in rank_round(workspace, opened.id).details["gap and cap bind nothing"]
 
 
 def test_a_random_round_is_a_control_arm(
