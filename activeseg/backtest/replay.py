@@ -17,18 +17,30 @@ from sqlalchemy.orm import Session
 from activeseg import __version__
 from activeseg.backtest.task import START, Place, Task
 from activeseg.backtest.units import Chosen, Unit, finite
-from activeseg.backtest.workspaces import ANNOTATOR, answer, bring_to, copy_workspace, open_round, replaying, round_of, usable
+from activeseg.backtest.workspaces import (
+    ANNOTATOR,
+    answer,
+    bring_to,
+    copy_workspace,
+    follows,
+    open_round,
+    replay_settings,
+    replaying,
+    require_all_active,
+    round_of,
+    usable,
+)
 from activeseg.core.spread import mean_nearest_distance
 from activeseg.db import checkpoints, embeddings, images, rounds, truth
 from activeseg.db.models import Checkpoint, Round, Split, TrainingRun
-from activeseg.errors import ActivesegError, DataError
+from activeseg.errors import ActivesegError
 from activeseg.evaluations import evaluate_checkpoint
 from activeseg.nn.device import describe_device, pick_device, pick_precision
 from activeseg.nn.evaluate import Evaluation
 from activeseg.stages.promote import promote_by_hand
 from activeseg.stages.score import score_pool
 from activeseg.stages.train import train_challenger
-from activeseg.workspace import Workspace
+from activeseg.workspace import Workspace, open_workspace
 
 OnStep = Callable[[int], None]
 """Called with the optimiser steps a training has done."""
@@ -59,13 +71,21 @@ def _chosen_after(place: Place, task: Task, start: Unit) -> Unit:
     """Round 0 of a strategy: the start's training, with this strategy's choice from a copy of its workspace."""
     seconds, details, chosen = dict(start.seconds), dict(start.details), start.chosen
     if task.next_query:
-        target = place.folder(task.strategy, task.seed)
-        if not usable(target, task.workspace):
-            copy_workspace(place.folder(START, task.seed), target, task.workspace)
+        if not _goes_on(place, task):
+            copy_workspace(place.folder(START, task.seed), place.folder(task.strategy, task.seed), task.workspace)
         with replaying(place, task) as workspace:
             seconds |= _score(workspace, details)
             chosen = _choose(place, workspace, task, seconds, details)
     return replace(start, strategy=task.strategy, chosen=chosen, seconds=_rounded(seconds), details=details)
+
+
+def _goes_on(place: Place, task: Task) -> bool:
+    """Whether the strategy's workspace stands where the start's does. One made for another plan labelled more by now, and one
+    made anew was not trained: that is the start's part."""
+    if not usable(place.folder(task.strategy, task.seed), task.workspace) or not follows(place, task):
+        return False
+    with open_workspace(replay_settings(place, task)) as workspace:
+        return _trained(workspace) is not None
 
 
 def _train_and_measure(
@@ -103,8 +123,7 @@ def _trained(workspace: Workspace) -> tuple[TrainingRun, Checkpoint] | None:
 def _score(workspace: Workspace, details: dict[str, Any]) -> dict[str, float]:
     """Score the pool with what this workspace's strategy needs; seconds, where it was not done before."""
     report = score_pool(workspace)
-    if report.failed:
-        raise DataError(f"{workspace.settings.root}: {report.failed} images of the pool could not be scored")
+    require_all_active(workspace)
     if not report.written:
         return {}
     details["scored"] = report.written

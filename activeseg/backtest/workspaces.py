@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from activeseg.backtest.dataset import link, make_class_folders
 from activeseg.backtest.task import START, Place, Task
 from activeseg.backtest.units import FULL
@@ -18,7 +20,7 @@ from activeseg.config import Settings
 from activeseg.config.sections import ArtifactsSection, DatabaseSection, LabelsSection
 from activeseg.db import images, migrate, rounds
 from activeseg.db.database import Database
-from activeseg.db.models import Arm, Round, RoundStatus, Split
+from activeseg.db.models import Arm, Image, ImageStatus, Round, RoundStatus, Split
 from activeseg.errors import ActivesegError, DataError
 from activeseg.imaging.mask_files import MaskFiles
 from activeseg.loop import Listener, collect, finish_round, hand_out, open_round_if_due
@@ -40,7 +42,7 @@ def replaying(place: Place, task: Task) -> Iterator[Workspace]:
     if not usable(folder, task.workspace):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    elif task.added and not _follows(place, folder, task):
+    elif not follows(place, task):
         shutil.rmtree(folder)
         folder.mkdir(parents=True)
     settings = replay_settings(place, task)
@@ -61,10 +63,17 @@ def usable(folder: Path, note: str) -> bool:
     return file.exists() and file.read_text(encoding="utf-8") == note
 
 
-def _follows(place: Place, folder: Path, task: Task) -> bool:
-    """Whether a workspace labelled what the task says, as far as it got, and chose no more than the next round's images."""
+def follows(place: Place, task: Task) -> bool:
+    """Whether a usable workspace labelled what the task says, as far as it got, and chose no more than the next round's images.
+
+    Not so where an image was set aside: no choice and no training may be without it.
+    """
     with open_workspace(replay_settings(place, task)) as workspace, workspace.database.read() as session:
+        if any(status != ImageStatus.ACTIVE for _, status in images.count_by_status(session)):
+            return False
         known = [names_of(place, workspace, row) for row in rounds.unfinished(session, *RoundStatus)]
+    if not task.added:
+        return True
     wanted = [set(names) for names in task.added]
     answered, pending = known[: len(wanted)], known[len(wanted) :]
     begun_choice = len(pending) <= 1 and all(not names or len(names) == task.next_query for names in pending)
@@ -137,6 +146,7 @@ def replay_settings(place: Place, task: Task) -> Settings:
 def _fill(place: Place, workspace: Workspace) -> None:
     """The pool, and the images held out: as test images, which no stage ever reads."""
     sync_pool(workspace)
+    require_all_active(workspace)
     held = place.data.folder.absolute() / "held"
     report = import_dataset(workspace, str(held / "images"), held / "masks", Split.TEST, annotator=ANNOTATOR)
     _require_all(report.details["problems"])
@@ -146,6 +156,14 @@ def _require_all(problems: dict[str, str]) -> None:
     if problems:
         name, problem = next(iter(problems.items()))
         raise DataError(f"{name}: {problem}; the images of a backtest must not change while it runs")
+
+
+def require_all_active(workspace: Workspace) -> None:
+    """Raises DataError where an image was set aside: what is computed without it would stand for the whole pool."""
+    with workspace.database.read() as session:
+        aside = session.execute(sa.select(Image.uri, Image.reason).where(Image.status != ImageStatus.ACTIVE).limit(1)).first()
+    if aside is not None:
+        raise DataError(f"{aside.uri} was set aside ({aside.reason}): see that it can be read, and give the same command again")
 
 
 def open_round(workspace: Workspace) -> Round:

@@ -140,12 +140,15 @@ def _device(settings: Settings) -> str:
 
 def _champion(settings: Settings) -> str:
     from activeseg.db import checkpoints
+    from activeseg.stages.embed import require_start_weights
     from activeseg.workspace import open_workspace
 
     with open_workspace(settings) as workspace:
         with workspace.database.read() as session:
             champion = checkpoints.champion(session)
         if champion is None:
+            if settings.selection.bootstrap == "kcenter":
+                require_start_weights(workspace)
             raise _Warning("none yet: import labelled images and `activeseg train`, or let `activeseg round run` ask for some")
         checkpoints.require_labels(champion, workspace.label_set)
         workspace.artifacts.read(champion.location, sha256=champion.sha256)

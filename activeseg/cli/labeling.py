@@ -63,8 +63,8 @@ def push(
             if as_json:
                 print_json([asdict(item) for item in items])
             else:
-                rows = [(item.shown_order, item.image_id, item.rank, item.score, item.arm) for item in items]
-                print_table(("order", "image", "rank", "score", "arm"), rows)
+                rows = [(item.shown_order, item.image_id, item.rank, item.score, item.arm, item.reason) for item in items]
+                print_table(("order", "image", "rank", "score", "arm", "reason"), rows)
             if not items:
                 typer.echo(f"nothing to push: {why_nothing_to_push(workspace)}", err=True)
             return

@@ -97,6 +97,8 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
+        if 0 < abs(value) < 0.01:  # three decimals would show a ranking of zeros
+            return f"{value:.3g}"
         return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M")

@@ -58,7 +58,8 @@ class Cursor:
 
 def latest_scoring_config(session: Session, checkpoint_id: int) -> int | None:
     """The configuration of this checkpoint that was scored with last."""
-    return session.scalar(_by_last_run(checkpoint_id, ScoringRun.scoring_config_id).limit(1))
+    found: int | None = session.scalar(_by_last_run(checkpoint_id, ScoringRun.scoring_config_id).limit(1))
+    return found
 
 
 def _config_with(session: Session, checkpoint_id: int, by: str) -> int | None:

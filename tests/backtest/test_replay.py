@@ -13,13 +13,15 @@ import pytest
 from activeseg.backtest import workers
 from activeseg.backtest.protocol import Protocol
 from activeseg.backtest.replay import OnStep, compute
-from activeseg.backtest.run import Outcome, alone
+from activeseg.backtest.run import Outcome, alone, run_backtest
 from activeseg.backtest.task import Place, Task
 from activeseg.backtest.units import Unit
 from activeseg.backtest.workspaces import replay_settings
 from activeseg.db import truth
 from activeseg.errors import ConfigError
-from activeseg.workspace import open_workspace
+from activeseg.records import StageReport
+from activeseg.stages.score import score_pool
+from activeseg.workspace import Workspace, open_workspace
 from tests.backtest.conftest import PROTOCOL, Listening, prepared, result, settings
 
 pytestmark = pytest.mark.slow
@@ -106,6 +108,42 @@ def test_a_strategy_that_comes_later_begins_where_the_others_did(
     assert any("random-s0-r1.json was made from other images" in problem for problem in heard.problems)
     assert (tmp_path / "out/units/random-s0-r1.old1").exists()
     assert any("entropy_sum-s0-r0" in problem and "left alone" in problem for problem in heard.problems)
+
+
+def test_other_rounds_in_the_same_folder_begin_where_the_first_ones_did(replay: Callable[..., Outcome], tmp_path: Path) -> None:
+    first = Protocol(("entropy_sum",), (4, 5, 6), (0,), 0)
+    replay(tmp_path / "out", first)
+    # The strategy's workspace stands behind round 2 of that plan.
+    other = replace(first, labels=(4, 6))
+    again = replay(tmp_path / "out", other)
+    assert not again.errors
+    fresh = replay(tmp_path / "fresh", other)
+    assert list(map(result, again.units)) == list(map(result, fresh.units))
+
+
+def test_no_round_is_computed_without_an_image_that_could_not_be_read(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, own, protocol = tmp_path / "out", settings(), Protocol(("random",), (4, 5), (0,), 0)
+    data = prepared(labelled, out, own)
+    broken, whole = data.folder / "pool/images/ball_0003.png", (labelled / "train/images/ball_0003.png").read_bytes()
+
+    def scored(workspace: Workspace) -> StageReport:
+        broken.unlink()  # another name of the user's own file
+        broken.write_bytes(b"a disk that fails")
+        return score_pool(workspace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("activeseg.backtest.replay.score_pool", scored)
+        [error] = run_backtest(out, protocol, data, own, workers=1).errors
+    # Set aside while it was scored, and then while the pool is looked through.
+    [again] = run_backtest(out, protocol, data, own, workers=1).errors
+    for problem in (error, again):
+        assert "ball_0003.png was set aside" in str(problem)
+        assert "give the same command again" in str(problem)
+    broken.write_bytes(whole)
+    mended = run_backtest(out, protocol, data, own, workers=1)
+    assert [unit.name for unit in mended.units] == ["random-s0-r0", "random-s0-r1"]
 
 
 def test_files_of_another_recipe_or_of_nobody_are_told_and_not_used(

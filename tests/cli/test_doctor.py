@@ -53,6 +53,18 @@ def test_without_a_schema_the_webhooks_line_points_at_the_database(configured: A
 
 
 @pytest.mark.slow
+def test_a_first_query_that_nothing_can_spread_is_a_problem(
+    configured: Any, make_sqlite_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sqlite_workspace(pool=1)
+    assert told(configured())["champion"][0] == "warning"
+    monkeypatch.setenv("ACTIVESEG_SELECTION__BOOTSTRAP", "kcenter")
+    state, message = told(configured())["champion"]
+    assert state == "problem"
+    assert "activeseg weights import" in message
+
+
+@pytest.mark.slow
 def test_a_label_studio_that_is_away_is_one_problem(configured: Any, make_sqlite_workspace: Callable[..., Workspace]) -> None:
     make_sqlite_workspace(pool=1)
     found = told(configured())

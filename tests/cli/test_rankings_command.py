@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from activeseg.cli.output import print_table
 from tests.cli.commands import CommandLine
 from tests.factories import CLASSES
 
@@ -45,6 +46,12 @@ def test_the_table_has_a_line_an_image(trained: CommandLine) -> None:
     assert "all classes" in lines[0]
     assert len(lines) == 2 + 7
     assert all(line.endswith(".png") for line in lines[2:])
+
+
+def test_small_scores_of_a_table_differ_from_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("rank", "score"), [(1, 0.000224), (2, 1.07e-06), (3, 0.0), (4, 0.0127), (5, 4.5678)])
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert shown == ["0.000224", "1.07e-06", "0.000", "0.013", "4.568"]
 
 
 def test_limit(trained: CommandLine) -> None:
