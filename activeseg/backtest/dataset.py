@@ -54,7 +54,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class ReplayData:
-    """What is replayed. pool, held: by name, in order of the names. left_out: files without a mask that fits, and why."""
+    """What is replayed. folder: absolute, as the URIs of its images begin. pool, held: by name, in order of the names.
+    left_out: files without a mask that fits, and why."""
 
     folder: Path
     label_set: LabelSet
@@ -75,6 +76,7 @@ def prepare(
     Every mask is decoded once, so that one that does not fit is known now and not after hours. Nobody may choose an image whose
     copy is held out. Raises ConfigError where parts are missing, two images share a mask, or nothing is left on either side.
     """
+    folder = Path(os.path.abspath(folder))  # `absolute()` keeps '..', which the URIs of images have not
     for part in PARTS[: 2 if hold_out else 4]:
         if not (source / part).is_dir():
             raise ConfigError(f"{source / part} is missing; expected {', '.join(PARTS)} and classes.txt in {source}")

@@ -33,11 +33,11 @@ class Place:
 
     def folder_uri(self, side: str) -> str:
         """What the URIs of the images of 'pool' or 'held' begin with; their names follow."""
-        return path_to_uri(str(self.data.folder.absolute() / side / "images")) + "/"
+        return path_to_uri(str(self.data.folder / side / "images")) + "/"
 
     def uri(self, name: str) -> str:
         """A pool image's, by its name."""
-        return path_to_uri(str(self.data.folder.absolute() / "pool" / "images" / name))
+        return path_to_uri(str(self.data.folder / "pool" / "images" / name))
 
 
 @dataclass(frozen=True, slots=True)

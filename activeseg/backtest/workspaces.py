@@ -5,6 +5,7 @@ What a workspace holds follows from the images each round labelled: one that is 
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -53,14 +54,24 @@ def replaying(place: Place, task: Task) -> Iterator[Workspace]:
     with open_workspace(settings) as workspace:
         if fresh:
             _fill(place, workspace)
-            (folder / MADE_FOR).write_text(task.workspace, encoding="utf-8")
+            mark_usable(folder, task.workspace)
         yield workspace
 
 
 def usable(folder: Path, note: str) -> bool:
     """Whether a workspace is there, finished, and made for this."""
     file = folder / MADE_FOR
-    return file.exists() and file.read_text(encoding="utf-8") == note
+    return file.exists() and file.read_text(encoding="utf-8") == _mark_of(folder, note)
+
+
+def mark_usable(folder: Path, note: str) -> None:
+    """Say of a workspace that it is finished, and what it was made for."""
+    (folder / MADE_FOR).write_text(_mark_of(folder, note), encoding="utf-8")
+
+
+def _mark_of(folder: Path, note: str) -> str:
+    """The note and the place: the database of a workspace that was moved names images where they no longer are."""
+    return f"{note} in {os.path.abspath(folder)}"
 
 
 def follows(place: Place, task: Task) -> bool:
@@ -94,7 +105,7 @@ def copy_workspace(source: Path, target: Path, note: str) -> None:
     # Not a copy of the file: what the last writer left in the log beside it would be missing.
     with closing(sqlite3.connect(source / "replay.db")) as old, closing(sqlite3.connect(target / "replay.db")) as new:
         old.backup(new)
-    (target / MADE_FOR).write_text(note, encoding="utf-8")
+    mark_usable(target, note)
 
 
 def replay_settings(place: Place, task: Task) -> Settings:
@@ -130,9 +141,9 @@ def replay_settings(place: Place, task: Task) -> Settings:
         root=folder,
         database=DatabaseSection(url=f"sqlite:///{(folder / 'replay.db').absolute()}"),
         artifacts=ArtifactsSection(dir=place.artifacts.absolute()),
-        pool=own.pool.model_copy(update={"images": str(place.data.folder.absolute() / "pool" / "images")}),
+        pool=own.pool.model_copy(update={"images": str(place.data.folder / "pool" / "images")}),
         labels=LabelsSection(
-            file=place.data.folder.absolute() / "classes.txt",
+            file=place.data.folder / "classes.txt",
             overlap=own.labels.overlap,
             include_void=own.labels.include_void,
         ),
@@ -147,7 +158,7 @@ def _fill(place: Place, workspace: Workspace) -> None:
     """The pool, and the images held out: as test images, which no stage ever reads."""
     sync_pool(workspace)
     require_all_active(workspace)
-    held = place.data.folder.absolute() / "held"
+    held = place.data.folder / "held"
     report = import_dataset(workspace, str(held / "images"), held / "masks", Split.TEST, annotator=ANNOTATOR)
     _require_all(report.details["problems"])
 

@@ -14,7 +14,7 @@ from activeseg.backtest.protocol import Protocol
 from activeseg.backtest.run import Heard, Plan, _compute
 from activeseg.backtest.task import START, Task
 from activeseg.backtest.units import Chosen, UnitFolder
-from activeseg.backtest.workspaces import MADE_FOR
+from activeseg.backtest.workspaces import MADE_FOR, mark_usable
 from activeseg.config import Settings
 from activeseg.errors import ActivesegError
 from tests.backtest.test_units import UNIT
@@ -48,7 +48,7 @@ def workspace(out: Path, own: Plan) -> None:
     """A workspace as it is once its images are in it and nothing was trained yet."""
     folder = out / "work/replays/start-s0"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MADE_FOR).write_text(Task(START, 0, 0, PROTOCOL.labels, own.steps, own.base).workspace)
+    mark_usable(folder, Task(START, 0, 0, PROTOCOL.labels, own.steps, own.base).workspace)
 
 
 def test_strategies_begin_at_a_start_that_is_there(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_each_round_labels_what_was_chosen_and_nothing_held_out(done: tuple[Path
     assert units["full-s0"].held_out == tuple(f"ball_{seed:04d}.png" for seed in range(100, 104))
 
 
+def test_a_folder_named_by_detours_that_is_moved_half_way_gives_the_same(
+    replay: Callable[..., Outcome], done: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    one = Protocol(("entropy_sum",), PROTOCOL.labels, (0,), 0)
+    (tmp_path / "detour").mkdir()
+    replay(tmp_path / "detour" / ".." / "out", one)
+    (tmp_path / "out" / "units" / "entropy_sum-s0-r2.json").unlink()
+    moved = replay((tmp_path / "out").rename(tmp_path / "elsewhere"), one)
+    expected = [result(unit) for unit in done[1].units if unit.strategy == "entropy_sum"]
+    assert [result(unit) for unit in moved.units] == expected
+
+
 def test_the_highest_summed_entropy_is_what_entropy_sum_chooses(done: tuple[Path, Outcome]) -> None:
     chosen = by_name(done[1])["entropy_sum-s0-r1"].chosen
     assert sorted(item.rank or 0 for item in chosen) == [1, 2]
