@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
 from PIL import Image
 
 from activeseg.explain.sheet import GAP, Lettering, framed, line_up, stack, text_block, with_margin
@@ -28,19 +28,22 @@ def curve_picture(summary: Mapping[str, Any], key: str, title: str) -> bytes:
     """
 
     def draw(axes: Axes) -> None:
+        colors = _colors(summary)
         for name, found in summary["strategies"].items():
             rounds = found["rounds"]
             labels = [item["labels"] for item in rounds]
-            [line] = axes.plot(labels, [_number(item[key]) for item in rounds], marker="o", markersize=4, label=name)
+            values = [_number(item[key]) for item in rounds]
+            axes.plot(labels, values, color=colors[name], marker="o", markersize=4, label=name)
             if key == "mean_iou" and len(found["seeds"]) > 1:
                 low, high = ([_number(item[end]) for item in rounds] for end in ("low", "high"))
-                axes.fill_between(labels, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+                axes.fill_between(labels, low, high, color=colors[name], alpha=0.15, linewidth=0)
         if summary["full"] and summary["full"].get(key) is not None:
             axes.axhline(summary["full"][key], color="0.3", linewidth=1, label="all images")
         if key == "mean_iou" and summary["goal"] is not None:
             axes.axhline(summary["goal"], color="0.3", linewidth=1, linestyle="--", label="95 % of it")
         axes.set_xlabel("labelled images")
         axes.set_ylabel(title)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(alpha=0.3)
         _legend(axes)
 
@@ -55,11 +58,11 @@ def class_picture(summary: Mapping[str, Any]) -> bytes | None:
         return None
 
     def draw(axes: Axes) -> None:
-        places = np.arange(len(summary["classes"]))
+        places, colors = np.arange(len(summary["classes"])), _colors(summary)
         height = 0.8 / len(bars)
         for number, (name, shares) in enumerate(bars.items()):
             values = [100 * (shares[of] or 0.0) for of in summary["classes"]]
-            axes.barh(places + number * height, values, height, label=name)
+            axes.barh(places + number * height, values, height, color=colors.get(name, "0.6"), label=name)
         axes.set_yticks(places + 0.4 - height / 2, summary["classes"], parse_math=False)
         axes.invert_yaxis()
         axes.set_xscale("symlog", linthresh=0.5)
@@ -88,6 +91,11 @@ def contact_sheet(rows: Mapping[str, Sequence[tuple[Path, str]]], *, max_pixels:
 
 def _small(file: Path, max_pixels: int) -> Image.Image:
     return Image.fromarray(thumbnail(decode_image(file.read_bytes(), max_pixels=max_pixels), _SIDE))
+
+
+def _colors(summary: Mapping[str, Any]) -> dict[str, str]:
+    """A strategy has one colour in all pictures."""
+    return {name: f"C{number}" for number, name in enumerate(summary["strategies"])}
 
 
 def _legend(axes: Axes) -> None:
