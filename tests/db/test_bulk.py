@@ -49,7 +49,8 @@ def test_bulk_rows_are_those_the_models_write(database: Database, rows: Rows, mo
         insert_scores(session, bulk, scores)
     with database.write() as session:
         for score in scores:
-            values = {name: getattr(score, name) for name in ImageScore.__slots__ if name != "classes"}
+            elsewhere = ("classes", "feature", "gradient")
+            values = {name: getattr(score, name) for name in ImageScore.__slots__ if name not in elsewhere}
             session.add(Score(scoring_config_id=one_by_one.scoring_config_id, scoring_run_id=one_by_one.id,
                               scored_at=moment, **values))  # fmt: skip
             for part in score.classes:

@@ -104,7 +104,8 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
 def test_the_schema_is_served_and_no_page_that_loads_scripts_from_elsewhere(anonymous: TestClient) -> None:
     schema = anonymous.get("/openapi.json").json()
     assert set(schema["paths"]) == {
-        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/healthz", "/metrics",
+        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/api/report", "/healthz",
+        "/metrics",
     }  # fmt: skip
     assert schema["paths"]["/api/rankings"]["get"]["security"]
     assert {"limit", "class", "checkpoint", "after"} == {
