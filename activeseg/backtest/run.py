@@ -167,10 +167,12 @@ class Plan:
                 known = self._initial(seed)
                 yield self._task(START, seed, 0, added=(known,) if known else ())
 
-    def _task(self, strategy: str, seed: int, number: int, **more: object) -> Task:
+    def _task(
+        self, strategy: str, seed: int, number: int, added: tuple[tuple[str, ...], ...] = (), start: Unit | None = None
+    ) -> Task:
         labels = (len(self.data.pool),) if strategy == FULL else self.protocol.labels
         steps = self.protocol.full_steps if strategy == FULL else self.steps
-        return Task(strategy, seed, number, labels, steps, self.base, **more)  # type: ignore[arg-type]
+        return Task(strategy, seed, number, labels, steps, self.base, added, start)
 
     def _initial(self, seed: int) -> tuple[str, ...]:
         """The first images of a seed, where a strategy has begun with them already: all begin with the same."""
