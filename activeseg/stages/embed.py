@@ -16,10 +16,10 @@ from torch import nn
 from activeseg.db import embeddings, images
 from activeseg.db.models import Round, RoundStatus
 from activeseg.errors import ConfigError
-from activeseg.nn.checkpoint import NetworkSpec, Segmenter, new_segmenter, read_weights
+from activeseg.initial import initial_network
+from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.device import pick_device
 from activeseg.nn.infer import score_images
-from activeseg.nn.zoo import load_pretrained
 from activeseg.records import ImageRef, ImageScore, StageReport
 from activeseg.workspace import Workspace
 
@@ -65,22 +65,8 @@ def require_start_weights(workspace: Workspace) -> None:
 def _start_network(workspace: Workspace) -> Segmenter:
     """The network as a first training would begin with it, named by its weights."""
     require_start_weights(workspace)
-    model = workspace.settings.model
-    spec = NetworkSpec(
-        model.architecture,
-        model.width,
-        model.decoder_stride,
-        workspace.label_set,
-        workspace.input_policy,
-        upsampling=model.upsampling,
-    )
-    segmenter = new_segmenter(spec, model_version=model.weights[:12] if model.weights else "published")
-    if model.weights:
-        location = workspace.artifacts.find("weights", model.weights)
-        load_pretrained(segmenter.module, model.architecture, read_weights(workspace.artifacts.read(location)))
-    else:
-        load_pretrained(segmenter.module, model.architecture)
-    return segmenter
+    weights = workspace.settings.model.weights
+    return initial_network(workspace, model_version=weights[:12] if weights else "published")
 
 
 def _name(workspace: Workspace, segmenter: Segmenter) -> str:

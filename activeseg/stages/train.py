@@ -15,18 +15,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg import __version__
-from activeseg.config import ModelSection, Settings
+from activeseg.config import Settings
 from activeseg.db import checkpoints, images, truth, unlabelled
 from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
 from activeseg.errors import CheckpointError, DataError, NotReadyError
 from activeseg.evaluations import labeled_images, require_same_masks
-from activeseg.nn.checkpoint import NetworkSpec, Segmenter, checkpoint_bytes, load_checkpoint, new_segmenter, read_weights
+from activeseg.initial import described_network, initial_network
+from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
 from activeseg.nn.data import UnlabeledImage
 from activeseg.nn.device import describe_device, pick_device, pick_precision
 from activeseg.nn.fit import WITHOUT_EFFECT, FitResult, fit
 from activeseg.nn.snapshot import best_look
-from activeseg.nn.zoo import load_pretrained
 from activeseg.records import ImageRef, InputPolicy, StageReport
 from activeseg.workspace import Workspace
 
@@ -215,7 +215,7 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
         parent = session.get(Checkpoint, run.parent_id) if run.parent_id else None
         pool = unlabelled.refs(session, run.configuration.get("unlabelled", []))
     version = f"{model.architecture}-{run.id:04d}"
-    segmenter = _initial(workspace, model, parent, version, training.seed)
+    segmenter = _initial(workspace, parent, version, training.seed)
     planned = training.planned_steps(len(labeled))
     device = pick_device(model.device)
     result = fit(
@@ -258,32 +258,18 @@ def _told_of_pool(segmenter: Segmenter, result: FitResult) -> dict[str, Any]:
     }
 
 
-def _initial(workspace: Workspace, model: ModelSection, parent: Checkpoint | None, version: str, seed: int) -> Segmenter:
-    """The network before the first step: the champion's weights, imported or published ones, or random ones."""
-    spec = NetworkSpec(
-        model.architecture,
-        model.width,
-        model.decoder_stride,
-        workspace.label_set,
-        workspace.input_policy,
-        upsampling=model.upsampling,
-    )
-    if parent is not None:
-        data = workspace.artifacts.read(parent.location, sha256=parent.sha256)
-        start = load_checkpoint(data, model_version=version, device="cpu")
-        if not spec.continues(start.spec):
-            raise CheckpointError(
-                f"champion {parent.model_version} is another network than [model] and [labels] describe: "
-                'set [training] start = "pretrained" for one training'
-            )
-        return start
-    segmenter = new_segmenter(spec, model_version=version, seed=seed)
-    if model.weights:
-        location = workspace.artifacts.find("weights", model.weights)
-        load_pretrained(segmenter.module, model.architecture, read_weights(workspace.artifacts.read(location)))
-    elif model.pretrained:
-        load_pretrained(segmenter.module, model.architecture)
-    return segmenter
+def _initial(workspace: Workspace, parent: Checkpoint | None, version: str, seed: int) -> Segmenter:
+    """The network before the first step: the champion, where the training is to go on from it."""
+    if parent is None:
+        return initial_network(workspace, model_version=version, seed=seed)
+    data = workspace.artifacts.read(parent.location, sha256=parent.sha256)
+    start = load_checkpoint(data, model_version=version, device="cpu")
+    if not described_network(workspace).continues(start.spec):
+        raise CheckpointError(
+            f"champion {parent.model_version} is another network than [model] and [labels] describe: "
+            'set [training] start = "pretrained" for one training'
+        )
+    return start
 
 
 def _store(
