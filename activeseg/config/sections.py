@@ -1,41 +1,16 @@
-"""The sections of `activeseg.toml`: every key with its default and what it means."""
+"""The sections of `activeseg.toml` about images, the network and Label Studio: every key with its default and what it means."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from activeseg.config.budget import Budget
 from activeseg.config.recipes import RECIPES
+from activeseg.config.section import Pixels, Positive, Section, Share, Stride
 from activeseg.config.strategies import Strategy
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0)]
-Pixels = Annotated[int, Field(gt=0)]
-# A variable holds text, and pydantic takes no text for a Literal of numbers.
-Stride = Annotated[Literal[4, 8, 16, 32], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
-
-
-class Section(BaseModel):
-    """One table of the TOML file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_unset(cls, data: Any) -> Any:
-        # TOML has no null, nor have environment variables: an empty text unsets a key that may be unset.
-        if not isinstance(data, dict):
-            return data
-        unset = {key for key, field in cls.model_fields.items() if _may_be_unset(field) and data.get(key) == ""}
-        return {key: None if key in unset else value for key, value in data.items()}
-
-
-def _may_be_unset(field: FieldInfo) -> bool:
-    return type(None) in get_args(field.annotation)
 
 
 class DatabaseSection(Section):
@@ -273,6 +248,9 @@ class PromotionSection(Section):
     class_floor: Share = Field(0.1, description="IoU that no class may lose")
     floor_min_pixels: int = Field(5_000, ge=0, description="classes with fewer validation pixels have no floor")
     confidence: float = Field(0.8, gt=0, lt=1, description="of the paired bootstrap interval whose lower end decides")
+    max_ece_rise: Share = Field(
+        0.05, description="rise of the expected calibration error a challenger may bring at most; 1 = any"
+    )
 
 
 class LabelStudioSection(Section):
@@ -346,41 +324,3 @@ class LabelStudioSection(Section):
         if self.images == "local-files" and self.local_root is None:
             raise ValueError("images = 'local-files' needs local_root")
         return self
-
-
-class ScheduleSection(Section):
-    """Cron strings (minute hour day month weekday)."""
-
-    timezone: str = Field("UTC", description="IANA name")
-    round: str = Field("0 2 * * *", description="nightly: sync, pull, train if due, score, push")
-    pull: str = Field("*/10 * * * *", description="collect annotations; train when enough came in")
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_timezone(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
-        return value
-
-
-class ServeSection(Section):
-    """The HTTP API."""
-
-    host: str = Field("127.0.0.1", description="loopback unless you know why not")
-    port: int = Field(8090, gt=0, lt=65536, description="TCP port")
-    token: SecretStr | None = Field(None, description="only by ACTIVESEG_SERVE__TOKEN")
-    token_file: Path | None = Field(None, description="file (mode 0600) with the bearer token; made on first use")
-
-
-class MlBackendSection(Section):
-    """Live predictions for Label Studio (`activeseg ml-backend`)."""
-
-    host: str = Field("127.0.0.1", description="loopback unless you know why not")
-    port: int = Field(9090, gt=0, lt=65536, description="TCP port")
-    user: str = Field("label-studio", min_length=1, description="name Label Studio logs in with (HTTP Basic)")
-    password: SecretStr | None = Field(None, description="only by ACTIVESEG_ML_BACKEND__PASSWORD")
-    password_file: Path | None = Field(None, description="file (mode 0600) with its password; made on first use")

@@ -13,27 +13,40 @@ from urllib.parse import unquote
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from activeseg.config.operations import (
+    AlertsSection,
+    DriftSection,
+    HousekeepingSection,
+    LogSection,
+    MlBackendSection,
+    ScheduleSection,
+    ServeSection,
+)
 from activeseg.config.secrets import own_secret, read_secret
 from activeseg.config.sections import (
     ArtifactsSection,
     DatabaseSection,
     LabelsSection,
     LabelStudioSection,
-    MlBackendSection,
     ModelSection,
     PoolSection,
     PromotionSection,
-    ScheduleSection,
     ScoringSection,
     SelectionSection,
-    ServeSection,
     TrainingSection,
 )
 from activeseg.errors import ConfigError
 
 CONFIG_FILE = "activeseg.toml"
 ENV_PREFIX = "ACTIVESEG_"
-SECRETS = (("labelstudio", "token"), ("labelstudio", "webhook_secret"), ("serve", "token"), ("ml_backend", "password"))
+SECRETS = (
+    ("labelstudio", "token"),
+    ("labelstudio", "webhook_secret"),
+    ("serve", "token"),
+    ("ml_backend", "password"),
+    ("alerts", "webhook_secret"),
+    ("alerts", "smtp_password"),
+)
 """Keys that come from the environment or from a file of their own, never from activeseg.toml."""
 _WEBHOOK_SECRET_FILE = Path(".activeseg-webhook-secret")
 _SECRET_KEYS = frozenset(key for _, key in SECRETS)
@@ -63,6 +76,10 @@ class Settings(BaseSettings):
     promotion: PromotionSection = PromotionSection()
     labelstudio: LabelStudioSection = LabelStudioSection()
     schedule: ScheduleSection = ScheduleSection()
+    alerts: AlertsSection = AlertsSection()
+    drift: DriftSection = DriftSection()
+    housekeeping: HousekeepingSection = HousekeepingSection()
+    log: LogSection = LogSection()
     serve: ServeSection = ServeSection()
     ml_backend: MlBackendSection = MlBackendSection()
 

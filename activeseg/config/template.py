@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from activeseg.config.sections import Section
+from activeseg.config.section import Section
 from activeseg.config.settings import SECRETS, Settings
 
 

@@ -8,13 +8,14 @@ labeling    labeling_projects, tasks, push_journal          stages.push, stages.
 training    training_runs, training_run_annotations,        stages.train, stages.promote
             evaluations, promotions
 backtest    backtests, backtest_units                       backtest
-operations  requests, schedule_slots, job_runs, leases      cli, web, scheduler, loop
+operations  requests, schedule_slots, job_runs, leases,     cli, web, scheduler, loop
+            alerts, tokens                                  alerts, cli
 """
 
 from activeseg.db.models.backtest import Backtest, BacktestUnit
 from activeseg.db.models.columns import Model
 from activeseg.db.models.labeling import JournalState, LabelingProject, PushJournal, Task, TaskStatus
-from activeseg.db.models.operations import JobOutcome, JobRun, Lease, RequestRow, ScheduleSlot
+from activeseg.db.models.operations import Alert, JobOutcome, JobRun, Lease, RequestRow, ScheduleSlot, Token
 from activeseg.db.models.pool import Image, ImageStatus, LabelSetRow, Split
 from activeseg.db.models.rounds import (
     Annotation,
@@ -40,6 +41,7 @@ from activeseg.db.models.training import (
 
 __all__ = [
     "ALL_CLASSES",
+    "Alert",
     "Annotation",
     "AnnotationSource",
     "AnnotationStatus",
@@ -76,6 +78,7 @@ __all__ = [
     "Split",
     "Task",
     "TaskStatus",
+    "Token",
     "TrainingRun",
     "TrainingRunAnnotation",
     "TrainingStatus",

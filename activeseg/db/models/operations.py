@@ -1,4 +1,4 @@
-"""requests, schedule slots, job runs and leases: who asked for what, what ran when, who may act."""
+"""requests, schedule slots, job runs, leases, alerts, tokens: who asked for what, what ran, who may act, who was told."""
 
 from __future__ import annotations
 
@@ -61,6 +61,10 @@ class JobRun(Model):
     message: Mapped[str | None] = mapped_column(sa.String(1000))
     started_at: Mapped[datetime] = created()
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    beat_at: Mapped[float | None] = mapped_column(sa.Double)
+    """when its process was last heard of, in seconds since 1970 on the database's clock"""
+    log: Mapped[str | None] = mapped_column(sa.String(500))
+    """the file of its log lines, on its host"""
 
 
 class Lease(Model):
@@ -73,3 +77,36 @@ class Lease(Model):
     token: Mapped[int] = mapped_column(sa.BigInteger)
     expires_at: Mapped[float] = mapped_column(sa.Double)
     """seconds since 1970 on the database's clock"""
+
+
+class Alert(Model):
+    """Something a person should know. The row is written first and sent after it, so that a crash loses none."""
+
+    __tablename__ = "alerts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(50))
+    """failure, idle, drift, report or test"""
+    about: Mapped[str] = mapped_column(sa.String(100))
+    """what it is about, such as a job's name: the same of it is not sent again too soon"""
+    message: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[datetime] = created()
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str | None] = mapped_column(sa.String(500))
+    """why the last attempt failed"""
+
+
+class Token(Model):
+    """A key to the HTTP API, of which only the hash is stored."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(100), unique=True)
+    sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    scopes: Mapped[str] = mapped_column(sa.String(100))
+    """'read' or 'read operate'"""
+    created_at: Mapped[datetime] = created()
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

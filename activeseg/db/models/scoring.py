@@ -73,6 +73,10 @@ class ScoringRun(Model):
     """'id' or 'previous ranking'"""
     budget: Mapped[str | None] = mapped_column(sa.String(100))
     """what the run was allowed, as it was asked for"""
+    shift: Mapped[float | None] = mapped_column(sa.Double)
+    """population stability index of the run's scores against those before it; None where there were too few"""
+    drift: Mapped[str | None] = mapped_column(sa.String(500))
+    """which limit of [drift] was passed, in a sentence; None: none"""
 
 
 class Score(Model):
