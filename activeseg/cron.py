@@ -11,10 +11,6 @@ from apscheduler.triggers.cron import CronTrigger
 
 from activeseg.errors import ConfigError
 
-LATEST = timedelta(hours=6)
-"""A planned time is still worth running this late: a night missed by an outage is made up before the working day, and
-no later, so that it does not compete with people for the machine or change the tasks they have open."""
-
 LONGEST_GAP = timedelta(hours=3)
 """More than any time zone ever skips or repeats at once."""
 
@@ -58,10 +54,10 @@ class Cron(BaseTrigger):  # type: ignore[misc] # APScheduler has no types
             if found >= start and (self._repeats or not second_time):
                 yield found
 
-    def latest(self, now: datetime) -> datetime | None:
-        """The last planned time up to `now` that is not too late to run; None where there is none."""
+    def latest(self, now: datetime, *, within: timedelta) -> datetime | None:
+        """The last planned time up to `now` that is no longer ago than `within`; None where there is none."""
         last = None
-        for time in self.times(now - LATEST):
+        for time in self.times(now - within):
             if time > now:
                 break
             last = time

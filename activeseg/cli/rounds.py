@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 from typing import Annotated, Any
 
 import typer
 
-from activeseg.cli.output import AsJson, client_of, listening, print_json, print_reports, print_table, workspace_of
+from activeseg.cli.output import AsJson, as_size, client_of, listening, print_json, print_reports, print_table, workspace_of
 
 group = typer.Typer(help="Advance the loop.", no_args_is_help=True)
 
@@ -36,12 +37,36 @@ def run(
     print_reports(reports, as_json)
 
 
+@group.command()
+def request(
+    context: typer.Context,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why; it stands in the request's row.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the running scheduler for a round now; this only writes a row, which it finds within a second."""
+    from activeseg.db import requests
+
+    with workspace_of(context) as workspace, workspace.database.write() as session:
+        told = None if reason is None else reason[: requests.REASON_LENGTH]
+        written = requests.ask(session, requests.ROUND, requested_by=f"command line: {getpass.getuser()}"[:100], reason=told)
+    if as_json:
+        print_json({"kind": requests.ROUND, "written": written})
+    else:
+        typer.echo("asked for; `activeseg schedule` does it" if written else "a round was asked for already and waits")
+
+
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Where everything stands, and what happens next."""
     from activeseg.db.status import read_status
+    from activeseg.housekeeping.room import shortage
+    from activeseg.housekeeping.usage import disk_use
 
-    with workspace_of(context) as workspace, workspace.database.read() as session:
-        data = read_status(session, workspace.settings)
+    with workspace_of(context) as workspace:
+        with workspace.database.read() as session:
+            data = read_status(session, workspace.settings)
+        data["disk"] = disk_use(workspace)
+        if (problem := shortage(workspace)) is not None:
+            data["problems"].append(problem)
     if as_json:
         print_json(data)
     else:
@@ -59,6 +84,10 @@ def _print_status(data: dict[str, Any]) -> None:
     typer.echo(f"images       {images or 'none'}")
     typer.echo(f"annotations  {_annotations(data)}")
     typer.echo(f"coverage     {data['coverage']:.0%} of the pool scored" if data["coverage"] is not None else "coverage     -")
+    for run in data["jobs"]:
+        said = f": {run['message']}" if run["message"] else ""
+        typer.echo(f"last {run['job']:<7} {run['outcome']} {run['started_at']:%Y-%m-%d %H:%M} UTC{said}")
+    typer.echo(f"disk         {', '.join(f'{kind} {as_size(size)}' for kind, size in data['disk'].items() if size)}")
     for line in data["next"]:
         typer.echo(f"next         {line}")
     for problem in data["problems"]:

@@ -1,16 +1,16 @@
-"""activeseg schedule: the loop on a timetable."""
+"""activeseg schedule, runs: the loop on a timetable, and what became of it."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from activeseg.cli.output import AsJson, print_json, workspace_of
+from activeseg.cli.output import AsJson, print_json, print_table, workspace_of
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -18,30 +18,43 @@ if TYPE_CHECKING:
     from activeseg.scheduler import Job, JobResult
 
 NEXT_TIMES = 3
+RUNS_SHOWN = 20
+
+JobName = Literal["round", "pull", "sync", "score", "push", "train", "report", "gc"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command()(schedule)
+    app.command()(runs)
 
 
 def schedule(
     context: typer.Context,
-    once: Annotated[Literal["round", "pull"] | None, typer.Option("--once", help="Run this job now, then exit.")] = None,
+    once: Annotated[JobName | None, typer.Option("--once", help="Run this job now, then exit.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the loop on the timetable of [schedule], in the foreground.
 
     `round` (nightly) does what `activeseg round run` does; `pull` (every few minutes) collects annotations and trains when
-    enough came in; it runs at once, too, when Label Studio's webhook says that annotations changed. Ctrl-C or SIGTERM ends
-    it: the running job stops at its next chunk, a second signal kills it.
+    enough came in. Both run at once, too, when they are asked for: by `activeseg round request`, or by Label Studio's webhook.
+    `sync`, `score`, `push`, `train`, `report` and `gc` run where [schedule] has a time for them. Ctrl-C or SIGTERM ends it:
+    the running job stops at its next chunk, a second signal kills it.
     """
-    from activeseg.scheduler import Scheduler, loop_jobs, schedule_zone
+    from activeseg.scheduler import Scheduler, loop_jobs, schedule_zone, watcher
 
     with workspace_of(context) as workspace:
-        zone = schedule_zone(workspace.settings.schedule)
-        planned = loop_jobs(workspace.settings)
-        scheduler = Scheduler(workspace.database, planned, report=lambda result: _show(result, zone, as_json))
+        settings = workspace.settings
+        zone = schedule_zone(settings.schedule)
+        planned = loop_jobs(settings)
+        scheduler = Scheduler(
+            workspace.database,
+            planned,
+            report=lambda result: _show(result, zone, as_json),
+            watch=watcher(settings, workspace.database),
+            catch_up=timedelta(hours=settings.schedule.catch_up_hours),
+            logs=None if settings.log.dir is None else settings.path(settings.log.dir),
+        )
         if once:
             if scheduler.run_once(once).outcome != "done":
                 raise typer.Exit(1)
@@ -52,15 +65,35 @@ def schedule(
         )
 
 
-def _show_plan(planned: list[Job], zone: ZoneInfo, now: datetime, as_json: bool) -> None:
-    times = {job.name: list(islice(job.cron.times(now), NEXT_TIMES)) for job in planned}
+def runs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, youngest first.")] = RUNS_SHOWN,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the scheduler ran: when, how it ended, and the file of its log lines."""
+    from activeseg.db import jobs
+
+    with workspace_of(context) as workspace, workspace.database.read() as session:
+        found = jobs.history(session, limit=limit)
     if as_json:
-        _print_document([{"job": job.name, "cron": job.cron.text, "next": times[job.name]} for job in planned])
+        print_json([asdict(one) for one in found])
+        return
+    columns = ("run", "job", "planned (UTC)", "started (UTC)", "ended (UTC)", "outcome", "what", "host", "log")
+    rows = [
+        (one.run, one.job, one.planned_at, one.started_at, one.ended_at, one.outcome, one.message, one.host, one.log)
+        for one in found
+    ]
+    print_table(columns, rows)
+
+
+def _show_plan(planned: list[Job], zone: ZoneInfo, now: datetime, as_json: bool) -> None:
+    plan = [(job.name, job.cron.text, list(islice(job.cron.times(now), NEXT_TIMES))) for job in planned if job.cron]
+    if as_json:
+        _print_document([{"job": name, "cron": text, "next": times} for name, text, times in plan])
         return
     typer.echo(f"scheduler started, times in {zone.key}; Ctrl-C stops it")
-    for job in planned:
-        next_times = ", ".join(_local(time, zone) for time in times[job.name])
-        typer.echo(f"  {job.name:<6} {job.cron.text:<14} next {next_times}")
+    for name, text, times in plan:
+        typer.echo(f"  {name:<6} {text:<14} next {', '.join(_local(time, zone) for time in times)}")
 
 
 def _show(result: JobResult, zone: ZoneInfo, as_json: bool) -> None:

@@ -4,6 +4,7 @@ Environment beats file: `ACTIVESEG_LABELSTUDIO__URL` sets `[labelstudio] url`. A
 are taken from the folder of the TOML file. Secrets come from the environment or from files, never from the TOML file.
 """
 
+from activeseg.config.masking import masked, remember_secret
 from activeseg.config.operations import (
     AlertsSection,
     DriftSection,
@@ -39,8 +40,10 @@ __all__ = [
     "TrainingSection",
     "commented_toml",
     "load_settings",
+    "masked",
     "own_secret",
     "read_secret",
+    "remember_secret",
     "toml_value",
     "write_secret",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +40,13 @@ class ScheduleSection(Section):
         return value
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class AlertsSection(Section):
     """Who is told when a night went wrong. Nothing is sent unless a webhook or an address is set."""
 
@@ -57,7 +66,11 @@ class AlertsSection(Section):
     smtp_password: SecretStr | None = Field(None, description="only by ACTIVESEG_ALERTS__SMTP_PASSWORD")
     smtp_password_file: Path | None = Field(None, description="file (mode 0600) with the password")
     idle_days: float = Field(7.0, ge=0, description="alert when nobody annotated open tasks for this long; 0 = never")
-    repeat_hours: float = Field(24.0, gt=0, description="the same alert is not sent again within this")
+    repeat_hours: float = Field(
+        20.0,
+        gt=0,
+        description="what goes on is not told again within this (20: a job that fails every night is told every night)",
+    )
 
     @field_validator("webhook_url")
     @classmethod
@@ -70,7 +83,18 @@ class AlertsSection(Section):
     def _mails_can_be_sent(self) -> AlertsSection:
         if self.email_to and not (self.smtp_host and self.email_from):
             raise ValueError("email_to needs smtp_host and email_from")
+        if self.smtp_security == "none" and self.smtp_host is not None and not _is_loopback(self.smtp_host):
+            raise ValueError("smtp_security none is for a server on this machine only; use starttls or tls")
         return self
+
+    @field_validator("email_to", "email_from")
+    @classmethod
+    def _one_address_each(cls, value: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        for address in (value,) if isinstance(value, str) else value or ():
+            # What a header cannot carry, or would take for two, never comes near one.
+            if not re.fullmatch(r"[^\s@,;:<>()\[\]\"\\\x00-\x1f\x7f]+@[^\s@,;:<>()\[\]\"\\\x00-\x1f\x7f]+", address):
+                raise ValueError("expected plain addresses such as ada@example.org, each by itself")
+        return value
 
 
 class DriftSection(Section):

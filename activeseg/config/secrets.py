@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from activeseg.config.masking import remember_secret
 from activeseg.errors import ConfigError
 
 MIN_LENGTH = 16
@@ -56,11 +57,13 @@ def read_secret(file: Path, setting: str = "") -> SecretStr:
         raise ConfigError(f"{what} cannot be read: {error.strerror}") from error
     if not secret:
         raise ConfigError(f"{what} is empty")
+    remember_secret(secret)
     return SecretStr(secret)
 
 
 def write_secret(file: Path, value: str) -> None:
     """Write a secret file with mode 0600 from its first byte on."""
+    remember_secret(value)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:

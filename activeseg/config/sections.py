@@ -35,6 +35,11 @@ class PoolSection(Section):
     )
     max_pixels: int = Field(100_000_000, gt=0, description="larger images are quarantined")
     max_bytes: int = Field(200_000_000, gt=0, description="larger files are quarantined")
+    isolation: Literal["first", "always"] = Field(
+        "first",
+        description="when training and scoring decode an image in a process of its own: first (once, when it is registered) or "
+        "always",
+    )
 
 
 class LabelsSection(Section):

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from activeseg.config.masking import remember_address, remember_secret
 from activeseg.config.operations import (
     AlertsSection,
     DriftSection,
@@ -108,6 +109,14 @@ class Settings(BaseSettings):
             )
         return self
 
+    def model_post_init(self, context: Any, /) -> None:
+        """No secret of these settings is told by logs from now on."""
+        for section, key in SECRETS:
+            if (value := getattr(getattr(self, section), key)) is not None:
+                remember_secret(value.get_secret_value())
+        remember_address(self.database.url)
+        remember_address(self.alerts.webhook_url or "")
+
     def path(self, path: Path) -> Path:
         """A configured path, made absolute from the configuration's folder."""
         return path if path.is_absolute() else (self.root / path).resolve()
@@ -162,17 +171,22 @@ class Settings(BaseSettings):
         return own_secret(section.webhook_secret, None, default=file, variable=variable, setting=setting).value
 
 
+def chosen_file(path: Path | None = None) -> Path:
+    """The configuration file: `path`, else $ACTIVESEG_CONFIG, else ./activeseg.toml."""
+    return path or Path(os.environ.get("ACTIVESEG_CONFIG", CONFIG_FILE))
+
+
 def load_settings(path: Path | None = None) -> Settings:
     """Settings from `path` (default: $ACTIVESEG_CONFIG, else ./activeseg.toml) and the environment.
 
     Raises ConfigError with one line that names the key, what was expected and what came.
     """
-    file = path or Path(os.environ.get("ACTIVESEG_CONFIG", CONFIG_FILE))
+    file = chosen_file(path)
     if not file.is_file():
         raise ConfigError(f"no configuration at {file}: run `activeseg init`, or name one with --config or ACTIVESEG_CONFIG")
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also no UTF-8, a number of thousands of digits, lists in lists
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error

@@ -6,10 +6,8 @@ A holder that was paused past its expiry finds a larger token in the row: its ne
 
 from __future__ import annotations
 
-import os
-import socket
+import logging
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,9 +16,19 @@ from sqlalchemy.orm import Session
 
 from activeseg.db.database import Database
 from activeseg.db.models import Lease
+from activeseg.db.processes import is_gone, this_process
 from activeseg.errors import LeaseError
 
+LOOP = "loop"
+"""The lease of whoever moves the loop on."""
+FILES = "files"
+"""The lease of whoever copies stored files, or removes them; the loop only adds some, and goes on."""
+
 TTL_SECONDS = 60.0
+
+IDLE_SECONDS = 600.0
+"""How long PostgreSQL waits for a process in the middle of a writing transaction. More than choosing the images of a round
+takes, which is the longest that anything works out while it may write."""
 
 # julianday has a resolution of a millisecond; strftime('%s') would cut to seconds.
 CLOCK = {
@@ -38,6 +46,10 @@ class HeldLease:
     def check(self, session: Session) -> None:
         """Raise LeaseError when another process took over. Locks the row, so that nobody takes over before the commit."""
         row = sa.select(Lease.token).where(Lease.name == self.name).with_for_update()
+        if self.database.dialect == "postgresql":
+            # A process that is paused in the middle of this transaction would keep the row, and with it everybody, for ever.
+            idle = f"{max(self.ttl, IDLE_SECONDS):.3f}s"
+            row = row.add_columns(sa.func.set_config("idle_in_transaction_session_timeout", idle, True))
         found = session.scalar(row)
         if found != self.token:
             raise LeaseError(f"the lease {self.name!r} went to another process (token {self.token} -> {found}); this one stops")
@@ -58,12 +70,12 @@ class HeldLease:
 
 
 def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldLease:
-    """Take the lease if it is free, expired, or held by a process of this host that is gone.
+    """Take the lease if it is free, expired, or held by a process of this machine (or container) that is gone.
 
     Raises LeaseError that names the holder otherwise.
     """
     clock = CLOCK[database.dialect]
-    holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    holder = this_process()
     _expire_dead_holder(database, name)
     statement = sa.text(
         f"""INSERT INTO leases (name, holder, token, expires_at) VALUES (:name, :holder, 1, {clock} + :ttl)
@@ -81,41 +93,27 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
     return HeldLease(database, name, holder, token, ttl)
 
 
-def is_held(session: Session, name: str = "loop") -> bool:
+def is_held(session: Session, name: str = LOOP) -> bool:
     """Whether a process holds the lease now, as far as can be seen from here; `acquire` decides."""
     dialect = session.get_bind().dialect.name
     clock = sa.literal_column(CLOCK[dialect], sa.Double)
     holder = session.scalar(sa.select(Lease.holder).where(Lease.name == name, Lease.expires_at >= clock))
-    return holder is not None and not _is_gone(holder)
+    return holder is not None and not is_gone(holder)
 
 
 def _expire_dead_holder(database: Database, name: str) -> None:
-    """A killed process of this host need not be waited for. Where this is wrong, the fence still refuses its writes."""
+    """A killed process of this machine need not be waited for. Where this is wrong, the fence still refuses its writes."""
     with database.read() as session:
         row = session.get(Lease, name)
-    if row is None or not _is_gone(row.holder):
+    if row is None or not is_gone(row.holder):
         return
     statement = sa.update(Lease).where(Lease.name == name, Lease.holder == row.holder).values(expires_at=0.0)
     with database.engine.begin() as connection:
         connection.execute(statement)
 
 
-def _is_gone(holder: str) -> bool:
-    host, _, rest = holder.partition(":")
-    pid = rest.partition(":")[0]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 @contextmanager
-def holding(database: Database, name: str = "loop", *, ttl: float = TTL_SECONDS) -> Iterator[HeldLease]:
+def holding(database: Database, name: str = LOOP, *, ttl: float = TTL_SECONDS) -> Iterator[HeldLease]:
     """Hold the lease and fence every write with it. Re-entrant: an outer holder of this Database keeps it.
 
     A thread renews it every third of its time to live; a process that dies lets it expire.
@@ -134,7 +132,15 @@ def holding(database: Database, name: str = "loop", *, ttl: float = TTL_SECONDS)
         stop.set()
         thread.join()
         database.fence = None
+        _let_go(lease)
+
+
+def _let_go(lease: HeldLease) -> None:
+    try:
         lease.release()
+    except sa.exc.DBAPIError as error:
+        # The work is done or has an error of its own: neither may be hidden. The lease runs out by itself.
+        logging.getLogger(__name__).warning("the lease %r could not be released: %s", lease.name, error.orig)
 
 
 def _keep_renewing(lease: HeldLease, stop: threading.Event) -> None:
@@ -142,6 +148,6 @@ def _keep_renewing(lease: HeldLease, stop: threading.Event) -> None:
         try:
             if not lease.renew():
                 return
-        except sa.exc.OperationalError:
-            # The database is away or busy: the next beat may succeed, and the fence decides in any case.
+        except sa.exc.SQLAlchemyError:
+            # The database is away, busy or full: the next beat may succeed, and the fence decides in any case.
             continue

@@ -8,13 +8,20 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.db.jobs import RECENT
 from activeseg.db.models import JobRun, RequestRow
 
 PULL = "pull"
 """Collect annotations now instead of at the next planned time."""
 
+ROUND = "round"
+"""Do all that can be done now instead of at the next planned time."""
+
 HINT = "label studio webhook"
 """`requested_by` of what Label Studio asked for."""
+
+REASON_LENGTH = 500
+"""Characters of a reason; longer ones are cut by who asks."""
 
 _LOCK = 7_206_114
 """Of PostgreSQL's advisory locks: held while a kind is looked at and inserted, for a table that has no row to lock yet."""
@@ -39,10 +46,15 @@ def is_waiting(session: Session, kinds: Collection[str]) -> bool:
 def rested(session: Session, kinds: Collection[str], *, at: datetime, pause: timedelta) -> list[str]:
     """The kinds whose last run outside the plan ended `pause` before `at`, or never was.
 
-    An end after `at`, by a clock that was ahead, keeps nothing waiting.
+    An end after `at`, by a clock that was ahead, keeps nothing waiting. Looked at are the RECENT last runs.
     """
-    ended = sa.select(JobRun.job, sa.func.max(JobRun.ended_at)).where(JobRun.job.in_(kinds), JobRun.planned_at.is_(None))
-    last = {job: when for job, when in session.execute(ended.group_by(JobRun.job)) if when is not None}
+    recent = sa.select(sa.func.max(JobRun.id) - RECENT).scalar_subquery()
+    # Grouped here: a database that groups takes the index of jobs, and reads all there ever were.
+    ended = sa.select(JobRun.job, JobRun.ended_at).where(JobRun.id > recent, JobRun.planned_at.is_(None))
+    last: dict[str, datetime] = {}
+    for job, when in session.execute(ended):
+        if when is not None:
+            last[job] = max(when, last.get(job, when))
     return [kind for kind in kinds if kind not in last or not timedelta(0) <= at - last[kind] < pause]
 
 

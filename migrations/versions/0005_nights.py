@@ -16,6 +16,9 @@ def upgrade() -> None:
     op.add_column("job_runs", sa.Column("log", sa.String(500)))
     op.add_column("scoring_runs", sa.Column("shift", sa.Double()))
     op.add_column("scoring_runs", sa.Column("drift", sa.String(500)))
+    waiting = sa.text("taken_at IS NULL")
+    op.create_index("ix_requests_waiting", "requests", ["kind"], sqlite_where=waiting, postgresql_where=waiting)
+    op.create_index("ix_job_runs_outcome", "job_runs", ["job", "outcome", "ended_at", "id"])
     op.create_table(
         "alerts",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -46,6 +49,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in ("tokens", "alerts"):
         op.drop_table(table)
+    op.drop_index("ix_job_runs_outcome", "job_runs")
+    op.drop_index("ix_requests_waiting", "requests")
     for table, columns in {"scoring_runs": ("drift", "shift"), "job_runs": ("log", "beat_at")}.items():
         for column in columns:
             op.drop_column(table, column)

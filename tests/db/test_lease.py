@@ -207,6 +207,27 @@ def test_a_holder_that_was_paused_past_its_expiry_can_no_longer_write(database: 
     assert requests(database) == 0
 
 
+def test_a_holder_that_is_paused_in_the_middle_of_a_write_keeps_nobody_out_for_ever(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite's one lock is kept for as long as the process lives")
+    monkeypatch.setattr(lease, "IDLE_SECONDS", 0.5)
+    held, other = lease.acquire(database, "loop", ttl=0.5), Database(database_url)
+    database.fence = held
+
+    def write_half() -> None:
+        with database.write() as session:
+            session.add(RequestRow(kind="half", requested_by="test"))
+            session.flush()
+            assert eventually(lambda: lease.acquire(other, "loop")).token == 2
+
+    with pytest.raises(sa.exc.DBAPIError):
+        write_half()
+    other.close()
+    assert requests(database) == 0
+
+
 def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from activeseg.config import ScheduleSection, Settings
-from activeseg.cron import LATEST, Cron
+from activeseg.cron import Cron
 from activeseg.errors import ConfigError
 from activeseg.scheduler import loop_jobs, schedule_zone
 
@@ -81,12 +81,13 @@ def test_scanning_every_minute_finds_the_same_times() -> None:
 
 def test_the_latest_time_is_the_last_one_that_is_not_too_late() -> None:
     cron = Cron("0 2 * * *", ZoneInfo("UTC"), key="round")
-    planned = utc(2025, 6, 3, 2)
-    assert cron.latest(planned) == planned
-    assert cron.latest(planned - timedelta(seconds=1)) is None
-    assert cron.latest(planned + LATEST) == planned
-    assert cron.latest(planned + LATEST + timedelta(seconds=1)) is None
-    assert Cron("*/10 * * * *", ZoneInfo("UTC"), key="pull").latest(utc(2025, 6, 3, 2, 29)) == utc(2025, 6, 3, 2, 20)
+    planned, within = utc(2025, 6, 3, 2), timedelta(hours=6)
+    assert cron.latest(planned, within=within) == planned
+    assert cron.latest(planned - timedelta(seconds=1), within=within) is None
+    assert cron.latest(planned + within, within=within) == planned
+    assert cron.latest(planned + within + timedelta(seconds=1), within=within) is None
+    pulls = Cron("*/10 * * * *", ZoneInfo("UTC"), key="pull")
+    assert pulls.latest(utc(2025, 6, 3, 2, 29), within=within) == utc(2025, 6, 3, 2, 20)
 
 
 @pytest.mark.parametrize(

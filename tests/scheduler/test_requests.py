@@ -242,7 +242,7 @@ def test_an_absent_database_is_no_exception_and_the_next_look_finds_the_request(
 
 
 def test_the_running_scheduler_looks_every_few_seconds(database: Database, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activeseg.scheduler.LOOK_FOR_REQUESTS_EVERY", timedelta(seconds=0.2))
+    monkeypatch.setattr("activeseg.scheduler.scheduler.LOOK_EVERY", timedelta(seconds=0.2))
     done = threading.Event()
 
     def work(check_stop: Callable[[], None]) -> str:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import sqlalchemy as sa
+from PIL import Image
 
 from activeseg.cli import main
+from activeseg.cli.schedule import JobName
+from activeseg.config import load_settings
 from activeseg.db.database import Database
-from activeseg.db.models import JobRun
+from activeseg.db.models import JobRun, RequestRow
+from activeseg.records import StageReport
+from activeseg.scheduler import Scheduler, loop_jobs
+from activeseg.scheduler.jobs import _sentence
 
 pytestmark = pytest.mark.slow
 
@@ -134,3 +144,96 @@ def test_a_bad_setting_ends_it_at_start_with_one_line(configure: Configure, in_p
     assert (status, output) == (1, "")
     assert len(errors.splitlines()) == 1
     assert named in errors
+
+
+def test_every_job_can_be_run_by_hand_whether_it_is_planned_or_not(configure: Configure) -> None:
+    names = [job.name for job in loop_jobs(load_settings(Path("activeseg.toml")))]
+    assert names == list(get_args(JobName))
+    configure('[schedule]\nsync = "0 12 * * *"\n')
+    planned = [job.name for job in loop_jobs(load_settings(Path("activeseg.toml"))) if job.cron is not None]
+    assert planned == ["round", "pull", "sync"]
+
+
+@pytest.mark.parametrize(
+    ("job", "outcome", "said"),
+    [
+        ("sync", "done", "pool sync 1"),
+        ("push", "done", "nothing new"),
+        ("train", "done", "nothing new"),
+        ("report", "done", ""),
+        ("gc", "done", ""),
+        ("score", "failed", "champion"),
+    ],
+)
+def test_a_job_of_its_own_leaves_a_row_that_says_what_came_of_it(
+    configure: Configure, in_process: Run, folder: Path, runs: Runs, job: str, outcome: str, said: str
+) -> None:
+    Image.new("RGB", (16, 16)).save(folder / "images" / "one.png")
+    status, output, _ = in_process("schedule", "--once", job)
+    assert (status, outcome in output, said in output) == (int(outcome != "done"), True, True), output
+    [run] = runs()
+    assert (run.job, run.outcome, said in (run.message or "")) == (job, outcome, True)
+
+
+def test_a_run_has_its_own_log_file_which_its_row_names(
+    configure: Configure, in_process: Run, folder: Path, runs: Runs
+) -> None:
+    Image.new("RGB", (16, 16)).save(folder / "images" / "one.png")
+    configure('[log]\ndir = "where/logs"\n')
+    in_process("schedule", "--once", "sync")
+    [run] = runs()
+    assert run.log is not None
+    assert Path(run.log).parent == folder / "where" / "logs"
+    lines = [json.loads(line) for line in Path(run.log).read_text(encoding="utf-8").splitlines()]
+    assert [line["event"].split(":")[0] for line in lines] == ["run begun", "pool sync", "run done"]
+    assert {(line["run"], line["job"]) for line in lines} == {(run.id, "sync")}
+
+
+def test_a_log_of_warnings_only_still_says_that_a_run_failed(
+    configure: Configure, in_process: Run, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_process("round", "request")
+    with caplog.at_level(logging.WARNING, logger="activeseg"):
+        result = Scheduler(database, loop_jobs(load_settings(Path("activeseg.toml")))).serve_request()
+    assert result is not None
+    assert result.outcome == "failed"
+    assert f"run failed: {result.message}" in [line.getMessage() for line in caplog.records]
+
+
+def test_a_run_that_drift_kept_from_sending_does_not_say_nothing_new() -> None:
+    reports = [StageReport("score", 12), StageReport("push", details={"held": "waits since scoring run 2: a sentence"})]
+    assert _sentence(reports) == "score 12, push waits (see `activeseg status`)"
+
+
+def test_without_a_folder_there_is_no_log_file(configure: Configure, in_process: Run, folder: Path, runs: Runs) -> None:
+    configure('[log]\ndir = ""\n')
+    in_process("schedule", "--once", "train")
+    assert runs()[0].log is None
+    assert not (folder / "logs").exists()
+
+
+def test_a_round_that_is_asked_for_is_only_a_row_until_a_scheduler_takes_it(
+    configure: Configure, in_process: Run, database: Database, runs: Runs
+) -> None:
+    status, output, _ = in_process("round", "request", "--reason", "new images")
+    assert (status, output) == (0, "asked for; `activeseg schedule` does it\n")
+    assert json.loads(in_process("round", "request", "--json")[1]) == {"kind": "round", "written": False}
+    assert runs() == []
+    jobs = [replace(job, run=lambda check_stop: "worked") for job in loop_jobs(load_settings(Path("activeseg.toml")))]
+    served = Scheduler(database, jobs).serve_request()
+    assert served is not None
+    assert (served.job, served.planned_at, served.outcome) == ("round", None, "done")
+    with database.read() as session:
+        [row] = session.scalars(sa.select(RequestRow))
+    assert (row.reason, row.requested_by.startswith("command line: ")) == ("new images", True)
+
+
+def test_the_history_shows_each_run_youngest_first(configure: Configure, in_process: Run) -> None:
+    for job in ("push", "train", "score"):
+        in_process("schedule", "--once", job)
+    table = in_process("runs")[1].splitlines()
+    assert [line.split()[1] for line in table[1:]] == ["score", "train", "push"]
+    found = json.loads(in_process("runs", "--limit", "2", "--json")[1])
+    assert [(one["job"], one["outcome"]) for one in found] == [("score", "failed"), ("train", "done")]
+    assert set(found[0]) >= {"planned_at", "started_at", "ended_at", "message", "host", "log"}
+    assert "last score" in in_process("status")[1]

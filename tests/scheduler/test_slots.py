@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,13 +18,14 @@ import pytest
 import sqlalchemy as sa
 from apscheduler.triggers.cron import CronTrigger
 
-from activeseg.cron import LATEST, Cron
+from activeseg.config import Settings
+from activeseg.cron import Cron
 from activeseg.db import lease
 from activeseg.db.database import Database
-from activeseg.db.jobs import this_host
 from activeseg.db.models import JobOutcome, JobRun, ScheduleSlot
+from activeseg.db.processes import this_host
 from activeseg.errors import LabelStudioUnreachable
-from activeseg.scheduler import Job, Scheduler
+from activeseg.scheduler import Job, Scheduler, loop_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +109,7 @@ def test_the_very_first_start_makes_nothing_up(database: Database, nightly: Nigh
 
 def test_a_night_missed_too_long_ago_is_left(database: Database, nightly: Nightly, clock: Any, runs: Runs) -> None:
     nightly(database).tick("round")
-    clock.move(days=1, seconds=LATEST.total_seconds())
+    clock.move(days=1, hours=6)
     assert nightly(database).catch_up() == []
     assert len(runs()) == 1
 
@@ -184,6 +186,28 @@ def test_a_night_that_found_the_lease_taken_is_made_up_for(
     assert [run.outcome for run in runs()] == [JobOutcome.DONE, JobOutcome.BUSY, JobOutcome.DONE]
 
 
+def test_what_waits_for_a_backup_is_not_tried_at_each_look(
+    database: Database, database_url: str, clock: Any, runs: Runs
+) -> None:
+    def work(check_stop: Callable[[], None]) -> str:
+        mine = Database(database_url)
+        try:
+            with lease.holding(mine, lease.FILES):
+                return "worked"
+        finally:
+            mine.close()
+
+    [gc] = [one for one in loop_jobs(Settings(schedule={"gc": "0 2 * * *"})) if one.name == "gc"]
+    scheduler = Scheduler(database, [replace(gc, run=work)], now=clock)
+    other = Database(database_url)
+    with lease.holding(other, lease.FILES):
+        scheduler.tick("gc")
+        assert [scheduler.look() for _ in range(3)] == [[], [], []]
+    other.close()
+    scheduler.look()
+    assert [run.outcome for run in runs()] == [JobOutcome.BUSY, JobOutcome.DONE]
+
+
 def test_failures_are_recorded_and_the_next_night_runs(
     database: Database, nightly: Nightly, clock: Any, runs: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,21 +260,6 @@ def test_a_night_lost_to_an_absent_database_is_reported_and_made_up(
     assert [run.planned_at for run in runs()] == [NIGHT, NIGHT + timedelta(days=1)]
 
 
-def test_runs_of_dead_processes_of_this_host_are_marked_abandoned(database: Database, nightly: Nightly, runs: Runs) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    alive = os.getppid()
-    places = [(this_host(), gone.pid), (this_host(), alive), ("elsewhere", gone.pid), (this_host(), os.getpid())]
-    with database.write() as session:
-        for host, pid in places:
-            session.add(JobRun(job="round", host=host, pid=pid, outcome=JobOutcome.RUNNING))
-    nightly(database).recover()
-    found = runs()
-    assert [run.outcome for run in found] == ["abandoned", "running", "running", "abandoned"]
-    assert str(gone.pid) in (found[0].message or "")
-    assert found[0].ended_at is not None
-
-
 def test_run_once_claims_no_planned_time(database: Database, nightly: Nightly, runs: Runs) -> None:
     scheduler = nightly(database)
     assert scheduler.run_once("round").outcome == JobOutcome.DONE
@@ -277,7 +286,7 @@ class EverySecond(Cron):
         super().__init__("* * * * *", ZoneInfo("UTC"), key="round")
         self._trigger = CronTrigger(second="*", timezone="UTC")
 
-    def latest(self, now: datetime) -> datetime:
+    def latest(self, now: datetime, *, within: timedelta) -> datetime:
         return now.replace(microsecond=0)
 
 

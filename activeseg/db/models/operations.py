@@ -23,10 +23,16 @@ class JobOutcome(StrEnum):
     """its process died; seen at the next look"""
 
 
+WAITING = sa.text("taken_at IS NULL")
+"""Requests nobody took yet."""
+
+
 class RequestRow(Model):
     """What a person asked for; the loop takes it from there."""
 
     __tablename__ = "requests"
+    # Looked for every second, among all that ever were.
+    __table_args__ = (sa.Index("ix_requests_waiting", "kind", sqlite_where=WAITING, postgresql_where=WAITING),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(sa.String(50))
@@ -51,6 +57,8 @@ class JobRun(Model):
     """One run of a job."""
 
     __tablename__ = "job_runs"
+    # For the last run of each job and the counts that /metrics asks for; a pull every ten minutes is fifty thousand a year.
+    __table_args__ = (sa.Index("ix_job_runs_outcome", "job", "outcome", "ended_at", "id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job: Mapped[str] = mapped_column(sa.String(50))
@@ -86,7 +94,7 @@ class Alert(Model):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(sa.String(50))
-    """failure, idle, drift, report or test"""
+    """failure, recovery, idle, drift, report or test"""
     about: Mapped[str] = mapped_column(sa.String(100))
     """what it is about, such as a job's name: the same of it is not sent again too soon"""
     message: Mapped[str] = mapped_column(sa.Text)
@@ -94,7 +102,7 @@ class Alert(Model):
     sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     attempts: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(sa.String(500))
-    """why the last attempt failed"""
+    """the ways that the last attempt did not arrive by, a line each with its reason"""
 
 
 class Token(Model):
