@@ -9,6 +9,7 @@ second call with nothing new writes nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
-from activeseg.db import candidates, checkpoints, lease, rounds, scores, truth
+from activeseg import logs
+from activeseg.db import candidates, checkpoints, drift, lease, rounds, scores, truth
 from activeseg.db.models import Query, QueryStatus, Round, RoundStatus, Split
 from activeseg.db.models.columns import now
 from activeseg.db.standstill import why_no_round
 from activeseg.errors import ActivesegError, LabelStudioDoubt, LeaseError, NotReadyError
+from activeseg.housekeeping import require_room, with_room
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.preannotate import PreAnnotator
 from activeseg.records import QueryItem, StageReport
@@ -78,26 +81,28 @@ def advance_round(
 
     failures = _Failures()
     with lease.holding(workspace.database):
-        with failures.kept():
+        with failures.kept(), with_room(workspace):
             note(sync_pool(workspace))
         # A pool that cannot be read must not be scored: every image of it would be set aside.
         readable = not failures.errors
-        with failures.kept():
+        with failures.kept(), with_room(workspace):
             collect(workspace, client, note, full=full_pull)
-        with failures.kept():
+        with failures.kept(), with_room(workspace):
             _train_and_promote(workspace, client, note, listener, retry_failed=True)
         begun = _begun(workspace)
         for row in begun:
-            with failures.kept():
+            with failures.kept(), with_room(workspace):
                 _carry_on(workspace, row, client, note, listener)
         if client is not None and _pushed_for_another(workspace, begun):
-            with failures.kept():
+            with failures.kept(), with_room(workspace):
                 note(refresh_open_tasks(workspace, client))
         if readable and _has_champion(workspace):
-            with failures.kept():
+            with failures.kept(), with_room(workspace):
                 note(score_pool(workspace, on_progress=listener.of("score")))
-        if readable and open_new and (opened := open_round_if_due(workspace)) is not None:
-            with failures.kept():
+        if (held := _push_held(workspace)) is not None:
+            note(StageReport("push", details={"held": held}))
+        elif readable and open_new and (opened := open_round_if_due(workspace)) is not None:
+            with failures.kept(), with_room(workspace):
                 _carry_on(workspace, opened, client, note, listener)
     failures.raise_first()
     return reports
@@ -117,6 +122,8 @@ class _Failures:
         except LeaseError:
             raise
         except ActivesegError as error:
+            if self.errors:  # the first one is raised, and told by whoever called; these would be told by nobody
+                logging.getLogger(__name__).error("and also: %s", error)
             self.errors.append(error)
 
     def raise_first(self) -> None:
@@ -140,8 +147,46 @@ def collect_and_train(
         listener.report(report)
 
     with lease.holding(workspace.database):
-        collect(workspace, client, note)
-        _train_and_promote(workspace, client, note, listener, retry_failed=False)
+        with with_room(workspace):
+            collect(workspace, client, note)
+        with with_room(workspace):
+            _train_and_promote(workspace, client, note, listener, retry_failed=False)
+    return reports
+
+
+def train_if_due(
+    workspace: Workspace, client: LabelStudioClient | None, *, listener: Listener | None = None
+) -> list[StageReport]:
+    """Train and promote, if due, on what was collected before. One that failed is tried again."""
+    listener = listener or Listener()
+    reports: list[StageReport] = []
+
+    def note(report: StageReport) -> None:
+        reports.append(report)
+        listener.report(report)
+
+    with lease.holding(workspace.database), with_room(workspace):
+        _train_and_promote(workspace, client, note, listener, retry_failed=True)
+    return reports
+
+
+def finish_begun(
+    workspace: Workspace, client: LabelStudioClient | None, *, listener: Listener | None = None
+) -> list[StageReport]:
+    """Take every begun round as far as annotators; opens none. One that fails keeps no other from it."""
+    listener = listener or Listener()
+    reports: list[StageReport] = []
+
+    def note(report: StageReport) -> None:
+        reports.append(report)
+        listener.report(report)
+
+    failures = _Failures()
+    with lease.holding(workspace.database):
+        for row in _begun(workspace):
+            with failures.kept(), with_room(workspace):
+                _carry_on(workspace, row, client, note, listener)
+    failures.raise_first()
     return reports
 
 
@@ -154,10 +199,13 @@ def _train_and_promote(
     retry_failed: bool,
 ) -> None:
     if reason := training_due(workspace, retry_failed=retry_failed):
+        require_room(workspace)
         note(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
     if _has_challengers(workspace):
+        require_room(workspace)
         note(promote_challengers(workspace))
     if client is not None:
+        require_room(workspace)
         note(refresh_open_tasks(workspace, client))
 
 
@@ -250,8 +298,13 @@ def _open_round(workspace: Workspace, session: Session, size: int | None) -> Rou
 
 
 def _plan_round(workspace: Workspace, session: Session, size: int | None) -> Round | None:
-    """The next round's row, not yet written; None where no more tasks may be open or the champion has scored nothing."""
+    """The next round's row, not yet written.
+
+    None where no more tasks may be open, the champion has scored nothing or [drift] blocks a push.
+    """
     selection = workspace.settings.selection
+    if drift.held(session, workspace.settings.drift, "push") is not None:
+        return None
     champion = checkpoints.champion(session)
     config = None
     if champion is None and selection.bootstrap == "kcenter":
@@ -291,15 +344,18 @@ def finish_round(
     """
     if row.status == RoundStatus.OPEN:
         if row.scoring_config_id is None and workspace.settings.selection.bootstrap == "kcenter":
+            require_room(workspace)
             yield embed_pool(workspace, row.id, on_progress=listener.of("embed"))
         ranked = rank_round(workspace, row.id)
         yield ranked
         if ranked.details.get("closed"):
             return
+    require_room(workspace)
     yield predict_round(workspace, row.id, pre_annotator=pre_annotator)
     if client is None:
         yield hand_out(workspace, row.id)
         return
+    require_room(workspace)
     source, on_progress = pre_annotator.source if pre_annotator else None, listener.of("push")
     try:
         yield push_round(workspace, row.id, client, pre_annotation=source, on_progress=on_progress)
@@ -309,7 +365,9 @@ def finish_round(
 
 
 def hand_out(workspace: Workspace, round_id: int) -> StageReport:
-    """Without Label Studio: mark a round's queries as waiting for masks from outside."""
+    """Without Label Studio: mark a round's queries as waiting for masks from outside, unless [drift] blocks it."""
+    if (held := _push_held(workspace)) is not None:
+        return StageReport("hand out", details={"held": held})
     with workspace.database.write() as session:
         waiting = rounds.queries(session, round_id, QueryStatus.SELECTED)
         for query, _ in waiting:
@@ -325,7 +383,7 @@ def _carry_on(
     note: Callable[[StageReport], None],
     listener: Listener,
 ) -> None:
-    with _error_in_row(workspace, row):
+    with logs.bound(round=row.number), _error_in_row(workspace, row):
         for report in finish_round(workspace, row, client, listener):
             note(report)
 
@@ -339,6 +397,12 @@ def _error_in_row(workspace: Workspace, row: Round) -> Iterator[None]:
         with workspace.database.write() as session:
             session.get_one(Round, row.id).error = str(error)[:1000]
         raise
+
+
+def _push_held(workspace: Workspace) -> str | None:
+    """Why nothing may be pushed before a person says so."""
+    with workspace.database.read() as session:
+        return drift.held(session, workspace.settings.drift, "push")
 
 
 def _begun(workspace: Workspace) -> list[Round]:

@@ -16,8 +16,9 @@ from activeseg.core.labels import Mask
 from activeseg.db import imports
 from activeseg.db.models import Split
 from activeseg.errors import DataError, NotReadyError
-from activeseg.imaging.decode import ImageInfo, probe
+from activeseg.imaging.decode import ImageInfo
 from activeseg.imaging.mask_files import MaskFiles
+from activeseg.imaging.sandbox import probe
 from activeseg.records import StageReport
 from activeseg.storage.files import SourceFile
 from activeseg.storage.sources import ImageSource, open_source
@@ -78,8 +79,9 @@ def import_dataset(
 
 
 def _read_pair(workspace: Workspace, source: ImageSource, file: SourceFile, masks: MaskFiles) -> _Pair:
-    data = source.read(file.uri)
-    info = probe(data, max_pixels=workspace.settings.pool.max_pixels)
+    limits = workspace.settings.pool
+    data = source.read(file.uri, max_bytes=limits.max_bytes)
+    info = probe(data, max_pixels=limits.max_pixels, policy=workspace.input_policy)
     mask, digest = masks.read(PurePosixPath(file.uri).stem, (info.height, info.width))
     workspace.label_set.check_mask(mask)
     workspace.label_set.require_labelled(mask)

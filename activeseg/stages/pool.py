@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -18,9 +19,10 @@ from activeseg.db import images
 from activeseg.db.images import KnownFile
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, ImageError, NotReadyError
-from activeseg.imaging.decode import ImageInfo, probe
+from activeseg.imaging.decode import ImageInfo
+from activeseg.imaging.sandbox import cores, probe
 from activeseg.records import StageReport
-from activeseg.storage.files import SourceFile
+from activeseg.storage.files import SourceFile, too_large
 from activeseg.workspace import Workspace
 
 CHUNK = 128
@@ -72,7 +74,7 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
         unsettled = [file for file in files if full or not _is_settled(file, known.get(file.uri, []))]
         counts.update(files=len(files), unchanged=len(files) - len(unsettled))
         for chunk in _chunks(iter(unsettled), CHUNK):
-            seen = [_look(workspace, file, known.get(file.uri, [])) for file in chunk]
+            seen = _look_at_all(workspace, chunk, known)
             with workspace.database.write() as session:
                 counts.update(_register(session, item, group(item.file.uri)) for item in seen)
                 _record_stamps(session, seen)
@@ -138,21 +140,27 @@ def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
+def _look_at_all(workspace: Workspace, files: Sequence[SourceFile], known: Mapping[str, Sequence[KnownFile]]) -> list[_Seen]:
+    """Several at a time: their decoders are processes, which are waited for."""
+    with ThreadPoolExecutor(cores(), thread_name_prefix="activeseg-look") as readers:
+        return list(readers.map(lambda file: _look(workspace, file, known.get(file.uri, [])), files))
+
+
 def _look(workspace: Workspace, file: SourceFile, known: Sequence[KnownFile]) -> _Seen:
     """Read and hash a file; decode it only where these bytes were never seen, or were over a limit."""
     limits = workspace.settings.pool
     if file.size > limits.max_bytes:
-        problem = f"file has {file.size} bytes, more than the {limits.max_bytes} allowed; shrink it or raise [pool] max_bytes"
-        return _Seen(file, known, file.size, "", None, problem)
+        return _Seen(file, known, file.size, "", None, str(too_large(file.size, limits.max_bytes)))
     try:
-        data = workspace.pool_source.read(file.uri)
+        data = workspace.pool_source.read(file.uri, max_bytes=limits.max_bytes)
     except ImageError as error:
         return _Seen(file, known, file.size, "", None, str(error))
     digest = hashlib.sha256(data).hexdigest()
     if any(row.sha256 == digest and (row.decodes or not row.limited) for row in known):
         return _Seen(file, known, len(data), digest, None, None)
     try:
-        return _Seen(file, known, len(data), digest, probe(data, max_pixels=limits.max_pixels), None)
+        info = probe(data, max_pixels=limits.max_pixels, policy=workspace.input_policy)
+        return _Seen(file, known, len(data), digest, info, None)
     except ImageError as error:
         return _Seen(file, known, len(data), digest, None, str(error))
 

@@ -28,7 +28,7 @@ def predict_round(workspace: Workspace, round_id: int, *, pre_annotator: PreAnno
         checkpoint = checkpoints.of_round(session, session.get_one(Round, round_id))
         waiting = [item.image for item in planned.waiting(session, round_id)]
         source = source_of(checkpoint) if checkpoint else pre_annotator.source if pre_annotator else None
-        known = set(labeling.predictions_of(session, source, [ref.image_id for ref in waiting])) if source else set()
+        known = labeling.drawn(session, source, [ref.image_id for ref in waiting]) if source else set()
     if checkpoint is not None:
         checkpoints.require_labels(checkpoint, workspace.label_set)
     work = [ref for ref in waiting if ref.image_id not in known] if source else []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
 
 from activeseg.config import PromotionSection
 from activeseg.core.bootstrap import paired_bootstrap
+from activeseg.core.calibration import CalibrationFigures
 from activeseg.core.labels import LabelSet
 from activeseg.core.metrics import Metrics
-from activeseg.core.temperature import ENOUGH_IMAGES
-from activeseg.db import checkpoints, truth
+from activeseg.core.temperature import ENOUGH_IMAGES, serving
+from activeseg.db import checkpoints, drift, truth
 from activeseg.db.models import Checkpoint, Decision, Split
 from activeseg.errors import LabelSetMismatch, NotReadyError
 from activeseg.evaluations import BOOTSTRAP_SAMPLES, evaluate_checkpoint
@@ -34,11 +36,15 @@ def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> St
     """Decide about every checkpoint that was trained and not decided about, oldest first.
 
     Where the validation split has ENOUGH_IMAGES of them, the temperature of its scores is fitted there and frozen: once, now,
-    so that a validation split that grows later changes no score.
+    so that a validation split that grows later changes no score. Where [drift] blocks promotion, they wait undecided.
     """
     started = time.monotonic()
     with workspace.database.read() as session:
         waiting = checkpoints.undecided(session)
+        held = drift.held(session, workspace.settings.drift, "promotion")
+    if waiting and held is not None:
+        waits = {"promoted": 0, "held": held, "model_version": waiting[-1].model_version}
+        return StageReport("promote", seconds=time.monotonic() - started, details=waits)
     decisions = [_decide(workspace, challenger, decided_by) for challenger in waiting]
     details: dict[str, Any] = {"promoted": sum(verdict.promoted for verdict in decisions)}
     if decisions:
@@ -55,8 +61,6 @@ def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Ve
         validated = bool(truth.current(session, split=Split.VAL))
     verdict = _judge(workspace, champion, challenger, validated)
     with workspace.database.write() as session:
-        if verdict.temperature is not None:
-            checkpoints.freeze_temperature(session, challenger.id, verdict.temperature)
         decision = Decision.PROMOTED if verdict.promoted else Decision.REFUSED
         checkpoints.decide(
             session,
@@ -75,15 +79,30 @@ def _judge(workspace: Workspace, champion: Checkpoint | None, challenger: Checkp
             return Verdict(True, "first", {})
         return Verdict(False, "no validation split: nothing but the first checkpoint is promoted without one", {})
     new = evaluate_checkpoint(workspace, challenger, fit_temperature=True)
-    temperature = _temperature(new)
+    if (temperature := _temperature(new)) is not None:
+        with workspace.database.write() as session:
+            checkpoints.freeze_temperature(session, challenger.id, temperature)
     if champion is None:
         return Verdict(True, "first", {"mean_iou": new.metrics.mean_iou}, temperature)
     try:
         old = evaluate_checkpoint(workspace, champion)
     except LabelSetMismatch:
         return Verdict(True, "first of these classes", {"mean_iou": new.metrics.mean_iou}, temperature)
-    verdict = gate(old, new, workspace.settings.promotion, LabelSet.from_dict(challenger.spec["label_set"]))
+    verdict = gate(
+        old,
+        _as_it_serves(workspace, challenger, new),
+        workspace.settings.promotion,
+        LabelSet.from_dict(challenger.spec["label_set"]),
+    )
     return replace(verdict, temperature=temperature)
+
+
+def _as_it_serves(workspace: Workspace, challenger: Checkpoint, measured: Evaluation) -> Evaluation:
+    """The challenger with the calibration of the temperature it would score with: known only once all images were seen."""
+    with workspace.database.read() as session:
+        row = session.get_one(Checkpoint, challenger.id)
+    temperature = serving(row.temperature, workspace.settings.scoring.temperature)
+    return measured if temperature == measured.temperature else evaluate_checkpoint(workspace, row)
 
 
 def _temperature(measured: Evaluation) -> float | None:
@@ -95,7 +114,8 @@ def gate(champion: Evaluation, challenger: Evaluation, rules: PromotionSection, 
     """Whether a challenger may replace the champion, both measured on the same images.
 
     It must be shown not to be worse: the lower end of the paired bootstrap interval of the mIoU difference lies above
-    -tolerance; and no class with enough validation pixels may lose more than class_floor IoU.
+    -tolerance; no class with enough validation pixels may lose more than class_floor IoU; and the expected calibration error,
+    each with the temperature it scores with, may not rise by more than max_ece_rise.
     """
     interval = paired_bootstrap(
         champion.counts, challenger.counts, samples=BOOTSTRAP_SAMPLES, confidence=rules.confidence, seed=0
@@ -108,6 +128,9 @@ def gate(champion: Evaluation, challenger: Evaluation, rules: PromotionSection, 
         "high": interval.high,
         "confidence": rules.confidence,
     }
+    old_ece, new_ece = (_served(one).ece for one in (champion, challenger))
+    # Where nothing was counted it is no number, and JSON has no word for that.
+    statistics |= {name: value for name, value in (("champion_ece", old_ece), ("ece", new_ece)) if math.isfinite(value)}
     change = f"mIoU {champion.metrics.mean_iou:.3f} -> {challenger.metrics.mean_iou:.3f}"
     margin = f"{rules.confidence:.0%} interval of the difference {interval.low:+.3f}..{interval.high:+.3f}"
     fallen = _fallen_classes(champion.metrics, challenger.metrics, rules, label_set)
@@ -115,7 +138,15 @@ def gate(champion: Evaluation, challenger: Evaluation, rules: PromotionSection, 
         return Verdict(False, f"{change}: may lose more than {rules.tolerance} ({margin})", statistics)
     if fallen:
         return Verdict(False, f"{change}, but {', '.join(fallen)} lost more than {rules.class_floor} IoU", statistics)
-    return Verdict(True, f"{change} ({margin})", statistics)
+    if rules.max_ece_rise < 1 and new_ece - old_ece > rules.max_ece_rise:
+        rise = f"calibration error {old_ece:.3f} -> {new_ece:.3f}"
+        return Verdict(False, f"{change}, but {rise} rises by more than {rules.max_ece_rise}", statistics)
+    allowed = f"; [promotion] tolerance {rules.tolerance} allows it" if interval.difference < 0 else ""
+    return Verdict(True, f"{change} ({margin}{allowed})", statistics)
+
+
+def _served(measured: Evaluation) -> CalibrationFigures:
+    return measured.scaled or measured.calibration
 
 
 def _fallen_classes(old: Metrics, new: Metrics, rules: PromotionSection, label_set: LabelSet) -> list[str]:
@@ -136,6 +167,7 @@ def promote_by_hand(workspace: Workspace, model_version: str, *, decided_by: str
     with workspace.database.read() as session:
         checkpoint = checkpoints.by_version(session, model_version)
     checkpoints.require_labels(checkpoint, workspace.label_set)
+    workspace.artifacts.require(checkpoint.location)
     with workspace.database.write() as session:
         checkpoints.decide(session, checkpoint.id, Decision.PROMOTED, reason, decided_by=decided_by)
     return StageReport("promote", 1, 0, time.monotonic() - started, {"model_version": model_version, "reason": reason})
@@ -153,6 +185,7 @@ def rollback(workspace: Workspace, model_version: str | None, *, decided_by: str
                 raise NotReadyError("there is no champion before this one to go back to")
             target = previous
         checkpoints.require_labels(target, workspace.label_set)
+        workspace.artifacts.require(target.location)
         checkpoints.decide(session, target.id, Decision.ROLLED_BACK, reason, decided_by=decided_by)
     details = {"model_version": target.model_version, "reason": reason}
     return StageReport("rollback", 1, 0, time.monotonic() - started, details)

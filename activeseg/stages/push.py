@@ -25,13 +25,14 @@ from sqlalchemy.orm import Session
 
 from activeseg.core.cells import asked_of, framed
 from activeseg.core.scaling import shown_size
-from activeseg.db import checkpoints, images, labeling, planned, rounds, scores
+from activeseg.db import checkpoints, drift, images, labeling, planned, rounds, scores
 from activeseg.db.images import blocks
 from activeseg.db.models import LabelingProject, Round, RoundStatus, Task, TaskStatus
 from activeseg.db.planned import PlannedTask
 from activeseg.errors import ImageError, NotReadyError
 from activeseg.imaging.browser import resize_picture, shows_as_decoded
-from activeseg.imaging.decode import decode_image, detect_format
+from activeseg.imaging.decode import detect_format
+from activeseg.imaging.sandbox import decode_image
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.images import address_of, folder_on_server
@@ -70,10 +71,15 @@ def push_round(
 
     Call `predict_round` first. pre_annotation: the source whose predictions a round without a checkpoint shows; by default
     that of the youngest stored ones, if there are any. Images that cannot be read any more are quarantined. The report says
-    how many images were uploaded and, where they go by address, how many did. Raises LabelStudioDoubt where an answer was
-    lost and the look-up could not settle it: the round stays as it is and the next run goes on.
+    how many images were uploaded and, where they go by address, how many did; or, where [drift] blocks it, why nothing is sent.
+    Raises LabelStudioDoubt where an answer was lost and the look-up could not settle it: the round stays as it is and the
+    next run goes on.
     """
     started = time.monotonic()
+    with workspace.database.read() as session:
+        held = drift.held(session, workspace.settings.drift, "push")
+    if held is not None:
+        return StageReport("push", seconds=time.monotonic() - started, details={"held": held})
     project = open_project(workspace, client)
     settled = settle(workspace, client, project)
     source = _shown_source(workspace, round_id, pre_annotation)

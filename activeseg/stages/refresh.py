@@ -138,7 +138,7 @@ def _draw(
     """The champion's predictions and scores of the tasks' images, by image id; images that cannot be read are absent."""
     ids = [item.image.image_id for item in free]
     with workspace.database.read() as session:
-        known = labeling.predictions_of(session, source_of(champion), ids)
+        known = labeling.drawn(session, source_of(champion), ids)
     failures = predict_and_store(workspace, champion, [item.image for item in free if item.image.image_id not in known])
     scores: dict[int, ImageScore] = {}
     for result in _score(workspace, champion, free):

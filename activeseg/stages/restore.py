@@ -24,8 +24,8 @@ from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, DataError, LabelSetMismatch, NotReadyError
 from activeseg.imaging.class_folders import folder_names
 from activeseg.imaging.coco_files import CocoFile, parse_coco
-from activeseg.imaging.decode import probe
 from activeseg.imaging.mask_files import indices_of, planes_of
+from activeseg.imaging.sandbox import probe
 from activeseg.records import StageReport
 from activeseg.storage import manifest
 from activeseg.storage.local import path_to_uri
@@ -111,7 +111,7 @@ def _read_image(workspace: Workspace, folder: Path, relative: str, sha256: str |
     """An image of the folder, read and proven to decode."""
     limits = workspace.settings.pool
     data = read_inside(folder, relative, sha256=sha256, max_bytes=limits.max_bytes)
-    info = probe(data, max_pixels=limits.max_pixels)
+    info = probe(data, max_pixels=limits.max_pixels, policy=workspace.input_policy)
     uri = path_to_uri(str(inside(folder, relative)))
     return ImportedFile(uri, hashlib.sha256(data).hexdigest(), len(data), info.width, info.height)
 

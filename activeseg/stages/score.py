@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 from activeseg.config.budget import Budget
 from activeseg.config.strategies import Strategy
 from activeseg.core.idset import IdSet
+from activeseg.core.shift import Reservoir
 from activeseg.core.temperature import serving
-from activeseg.db import checkpoints, embeddings, images, scores
+from activeseg.db import checkpoints, embeddings, images, scores, shift
 from activeseg.db.database import Database
 from activeseg.db.models import Checkpoint, ScoringRun
 from activeseg.db.models.columns import now
@@ -55,9 +56,9 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
     An embedding is stored with every score. Where the acquisition compares them, images without a score of their own get one
     as well: those that are trained on, and first of all those an older version scored.
 
-    Images that cannot be read are quarantined with the reason. Raises NotReadyError without a champion,
-    NonFiniteScoreError where the network yields NaN or infinity (nothing of that chunk is written), DeviceMemoryError where
-    memory is too small, and what a failed write raises.
+    The run is compared with those before it: see `db.shift`. Images that cannot be read are quarantined with the reason.
+    Raises NotReadyError without a champion, NonFiniteScoreError where the network yields NaN or infinity (nothing of that
+    chunk is written), DeviceMemoryError where memory is too small, and what a failed write raises.
     """
     started = time.monotonic()
     configured = workspace.settings.scoring.budget
@@ -70,6 +71,7 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
         work = _Work.planned(session, config, needs(workspace))
         if not work.images:
             details = {"scoring_config": config, "model_version": champion.model_version, "coverage": 1.0}
+            details |= _told(shift.conclude(session, config, workspace.settings.drift))
             return StageReport("score", 0, 0, time.monotonic() - started, details)
         previous = scores.previous_config(session, config) if budget else None
         run = ScoringRun(
@@ -162,6 +164,11 @@ class _Pass:
     embedding: IdSet = field(default_factory=IdSet)
     labelled: IdSet = field(default_factory=IdSet)
     embedded: int = 0
+    values: Reservoir = field(init=False)
+    """mean entropies, to compare with those of the runs before"""
+
+    def __post_init__(self) -> None:
+        self.values = shift.gathering(self.run.id)
 
     def score(self, segmenter: Segmenter, device: Any, on_progress: Progress | None, temperature: float) -> None:
         """Score and write; rows are written by a thread of their own while the next ones are computed."""
@@ -195,9 +202,12 @@ class _Pass:
             on_progress(self.done + self.failed, self.done + self.failed)
 
     def finish(self, champion: Checkpoint) -> StageReport:
-        """Complete the run's row; what is to be said of it."""
+        """Judge the run and complete its row; what is to be said of it."""
         seconds = max(time.monotonic() - self.pace.started, 1e-9)
         waiting = {what: self.pace.waited[what] / seconds for what in self.pace.waited}
+        with self.workspace.database.read() as session:
+            run = session.get_one(ScoringRun, self.run.id)
+            judged = shift.judge(session, run, self.values, self.workspace.settings.drift)
         with self.workspace.database.write() as session:
             held = session.get_one(ScoringRun, self.run.id)
             held.images_per_second, held.ended_at = (self.done + self.failed) / seconds, now()
@@ -206,6 +216,7 @@ class _Pass:
             held.compile_seconds = self.pace.compile_seconds or None
             held.waiting_decode, held.waiting_device = waiting["decode"], waiting["device"]
             held.waiting_database = waiting["database"]
+            held.shift, held.drift = judged.shift, judged.drift
         details = {
             "scoring_config": self.run.scoring_config_id,
             "model_version": champion.model_version,
@@ -217,6 +228,7 @@ class _Pass:
             details |= {"budget": self.budget.text, "order": self.run.work_order}
         if self.embedded:
             details["embedded only"] = self.embedded
+        details |= _told(judged)
         if self.pace.compiled_images:
             details["compiled"] = f"{self.pace.compiled_images} images after {self.pace.compile_seconds:.0f} s"
         elif self.pace.not_compiled:
@@ -281,6 +293,12 @@ class _Pass:
             held = session.get_one(ScoringRun, self.run.id)
             held.images_done, held.images_failed = done, failed
         self.done, self.failed, self.embedded = done, failed, self.embedded + len(good) - len(scored)
+        self.values.extend(item.entropy_mean for item in scored)
+
+
+def _told(judged: shift.Judgement | None) -> dict[str, Any]:
+    found = {} if judged is None or judged.shift is None else {"shift": round(judged.shift, 3)}
+    return found | ({"drift": judged.drift} if judged and judged.drift else {})
 
 
 def _chunks(stream: Iterable[ImageScore | ScoreFailure], size: int) -> Iterator[Chunk]:

@@ -16,7 +16,8 @@ def assign_splits(workspace: Workspace) -> StageReport:
 
     The validation split grows first, up to [selection] val_size: only by images that were drawn at random, by whole
     groups (clips, sites), and never so far that fewer than [training] min_train images are left to train on. All others
-    train, unless their group has validation images: those would leak and go to the test split, which nothing uses.
+    train, unless their group has validation images, or a copy of them validates: those would leak and go to the test split,
+    which nothing uses.
     """
     started, selection = time.monotonic(), workspace.settings.selection
     with workspace.database.write() as session:
@@ -28,8 +29,11 @@ def assign_splits(workspace: Workspace) -> StageReport:
         val = counts.get((Split.VAL, ImageStatus.ACTIVE), 0)
         train = len(truth.current(session, split=Split.TRAIN))
         training_groups = truth.groups_of(session, Split.TRAIN)
+        trained_copies = truth.copies_in(session, list(waiting), Split.TRAIN)
         eligible = {
-            image_id: group for image_id, (group, at_random) in waiting.items() if at_random and group not in training_groups
+            image_id: group
+            for image_id, (group, at_random) in waiting.items()
+            if at_random and group not in training_groups and image_id not in trained_copies
         }
         # Images that may not validate train anyway: they count towards what must be left.
         keep = max(0, workspace.settings.training.min_train - train - (len(waiting) - len(eligible)))
@@ -39,7 +43,8 @@ def assign_splits(workspace: Workspace) -> StageReport:
         images.set_split(session, sorted(frozen), Split.VAL)
         validation_groups = truth.groups_of(session, Split.VAL)
         rest = {image_id: group for image_id, (group, _) in waiting.items() if image_id not in frozen}
-        leaking = [image_id for image_id, group in rest.items() if group in validation_groups]
+        copies = truth.copies_in(session, list(rest), Split.VAL)
+        leaking = [image_id for image_id, group in rest.items() if group in validation_groups or image_id in copies]
         images.set_split(session, leaking, Split.TEST)
         images.set_split(session, [image_id for image_id in rest if image_id not in set(leaking)], Split.TRAIN)
     divided = {"train": len(rest) - len(leaking), "val": len(frozen), "test": len(leaking)}

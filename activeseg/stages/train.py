@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg import __version__
@@ -19,7 +17,7 @@ from activeseg.config import Settings
 from activeseg.db import checkpoints, images, truth, unlabelled
 from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
-from activeseg.errors import CheckpointError, DataError, NotReadyError
+from activeseg.errors import CheckpointError, DataError, NoRoomError, NotReadyError
 from activeseg.evaluations import labeled_images, require_same_masks
 from activeseg.initial import described_network, initial_network
 from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
@@ -56,6 +54,8 @@ def train_challenger(workspace: Workspace, *, reason: str, on_progress: Progress
     _remove_leftovers(workspace, keep=run)
     try:
         checkpoint, result = _run(workspace, run, on_progress)
+    except NoRoomError:
+        raise  # not given up: the next run goes on with it, from its saved state
     except Exception as error:
         # Whatever it was (out of memory, a broken image): left as running it would be repeated for ever.
         with workspace.database.write() as session:
@@ -85,14 +85,8 @@ def _details(checkpoint: Checkpoint, run: TrainingRun, result: FitResult) -> dic
     return details | ({"problem": result.refused} if result.refused else {})
 
 
-def _identity(run: TrainingRun) -> str:
-    """What tells a run from all others: numbers begin again in every database."""
-    return f"{run.id} {run.started_at.isoformat()}"
-
-
 def _state_file(workspace: Workspace, run: TrainingRun) -> Path:
-    digest = hashlib.sha256(_identity(run).encode()).hexdigest()
-    return workspace.artifacts.root / "training" / f"{run.id}-{digest[:8]}.safetensors"
+    return workspace.artifacts.root / "training" / checkpoints.state_name(run)
 
 
 def _remove_state(workspace: Workspace, run: TrainingRun) -> None:
@@ -151,8 +145,8 @@ def _stopped_by_data(
     session: Session, workspace: Workspace, planned: TrainingRun, annotations: list[int]
 ) -> TrainingRun | None:
     """The latest run, if a broken image or mask ended it and `planned` would be the same one: it goes on from its state."""
-    last = session.scalar(sa.select(TrainingRun).order_by(TrainingRun.id.desc()).limit(1))
-    if last is None or last.status != TrainingStatus.FAILED or not _state_file(workspace, last).is_file():
+    last = checkpoints.resumable(session)
+    if last is None or not _state_file(workspace, last).is_file():
         return None
     same = (
         (last.code_version, last.label_set_id) == (planned.code_version, planned.label_set_id)
@@ -227,7 +221,7 @@ def _run(workspace: Workspace, run: TrainingRun, on_progress: Progress | None) -
         validation=labeled_images(workspace, validation, segmenter.spec.input_policy),
         unlabelled=[_unlabeled(workspace, ref, segmenter.spec.input_policy) for ref in pool],
         state=_state_file(workspace, run),
-        run=_identity(run),
+        run=checkpoints.identity_of(run),
         on_step=(lambda done, _: on_progress(done, planned)) if on_progress else None,
     )
     ending = {

@@ -195,9 +195,9 @@ class Reads:
     def files(self) -> Iterator[SourceFile]:
         return self.source.files()
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
         self.names.append(Path(uri).name)
-        return self.source.read(uri)
+        return self.source.read(uri, max_bytes=max_bytes)
 
     def hidden(self, uris: Iterable[str]) -> set[str]:
         return self.source.hidden(uris)
@@ -208,7 +208,7 @@ def reads_of(workspace: Workspace) -> list[str]:
     source = Reads(open_source(workspace.settings.images_uri))
     workspace.__dict__["pool_source"] = source
     sync_pool(workspace)
-    return source.names
+    return sorted(source.names)
 
 
 def test_a_file_of_the_recorded_size_and_time_is_read_by_a_full_sync_only(make_workspace: Make, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,13 @@ import sqlalchemy as sa
 import torch
 
 from activeseg.config import PromotionSection
-from activeseg.core.calibration import Calibration
+from activeseg.core.calibration import Calibration, CalibrationFigures
 from activeseg.core.labels import LabelSet
 from activeseg.core.metrics import ConfusionMatrix, smoothed
 from activeseg.db import checkpoints
-from activeseg.db.models import Decision, Promotion, Split, TrainingRun, TrainingStatus
+from activeseg.db.models import Checkpoint, Decision, Promotion, Split, TrainingRun, TrainingStatus
 from activeseg.errors import LabelSetMismatch, NotReadyError
+from activeseg.evaluations import evaluate_checkpoint
 from activeseg.nn.evaluate import Evaluation as Measured
 from activeseg.stages.promote import gate, promote_challengers
 from activeseg.stages.train import train_challenger
@@ -64,6 +67,49 @@ def test_better_and_equal_models_are_promoted_worse_ones_refused(
 def test_classes_too_small_to_measure_have_no_floor() -> None:
     before, after = measured([0.5, 0.5], rare=0.05), measured([0.1, 0.1], rare=0.7)
     assert gate(before, after, PromotionSection(floor_min_pixels=10**9), LABELS).promoted
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "allowed", "promoted"),
+    [
+        (0.02, 0.069, 0.05, True),
+        (0.02, 0.08, 0.05, False),
+        (0.02, 0.9, 1.0, True),
+        (0.3, 0.1, 0.0, True),
+        (0.02, math.nan, 0.05, True),
+    ],
+)
+def test_a_challenger_that_is_much_worse_calibrated_is_refused(
+    before: float, after: float, allowed: float, promoted: bool
+) -> None:
+    """Measured with the temperature each scores with: what it was before does not count."""
+    champion, challenger = (
+        replace(measured([0.3, 0.3]), calibration=CalibrationFigures(1.0, 0.5, ()), scaled=CalibrationFigures(1.0, ece, ()))
+        for ece in (before, after)
+    )
+    verdict = gate(champion, challenger, PromotionSection(max_ece_rise=allowed), LABELS)
+    assert verdict.promoted == promoted
+    assert ("calibration error 0.020 -> 0.080 rises by more than 0.05" in verdict.reason) == (not promoted)
+    assert verdict.statistics["champion_ece"] == before
+    assert verdict.statistics.get("ece") == (None if math.isnan(after) else after)
+
+
+def test_the_challengers_calibration_is_that_of_the_temperature_it_will_score_with(
+    make_workspace: Make, import_balls: Callable[..., None]
+) -> None:
+    workspace = make_workspace(promotion={"tolerance": 1.0, "class_floor": 1.0, "max_ece_rise": 1.0})
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    import_balls(workspace, range(200, 204), Split.VAL)
+    for _ in range(2):
+        train_challenger(workspace, reason="test")
+        promote_challengers(workspace)
+    with workspace.database.read() as session:
+        first, second = session.scalars(sa.select(Promotion).order_by(Promotion.id))
+        rows = [session.get_one(Checkpoint, row.checkpoint_id) for row in (first, second)]
+    measured_again = [evaluate_checkpoint(workspace, row) for row in rows]
+    assert all(one.scaled is not None for one in measured_again)
+    eces = [one.scaled.ece for one in measured_again if one.scaled]
+    assert [second.statistics["champion_ece"], second.statistics["ece"]] == pytest.approx(eces)
 
 
 def test_without_validation_images_only_the_first_checkpoint_is_promoted(
