@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+from activeseg.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Lower-case suffixes of the files a source lists."""
@@ -33,11 +38,34 @@ class ImageSource(Protocol):
     def files(self) -> Iterator[SourceFile]:
         """All images by suffix, hidden ones left out, sorted by path. Raises ConfigError where the place is gone."""
 
-    def read(self, uri: str) -> bytes:
-        """The bytes of one file. Raises ImageError where this file cannot be read, ConfigError where none can."""
+    def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
+        """The bytes of one file. Raises ImageError where this file cannot be read, ConfigError where none can.
+
+        max_bytes: ImageError for more, of which no more are read; a file may have grown since it was listed.
+        """
 
     def hidden(self, uris: Iterable[str]) -> set[str]:
         """Those of these unlisted files that may be there all the same: this user may not look."""
+
+
+def read_file(path: Path, max_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file. Raises OSError where it is none or cannot be read, ImageError for more than `max_bytes`.
+
+    A pipe in its place is not waited for, and a device or a file that grows is not read without end.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise too_large(max(status.st_size, len(data)), max_bytes)
+    return data
+
+
+def too_large(size: int, max_bytes: int) -> ImageError:
+    """The error for a file of more bytes than are read."""
+    return ImageError(f"file has {size} bytes, more than the {max_bytes} allowed; shrink it or raise [pool] max_bytes")
 
 
 def is_listed(relative: str) -> bool:

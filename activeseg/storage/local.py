@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.files import SourceFile, is_listed
+from activeseg.storage.files import SourceFile, is_listed, read_file
 
 _SCHEME = "file://"
 
@@ -54,7 +54,7 @@ class LocalSource:
         if outside and not found:
             raise ConfigError(f"{self.root} holds only links out of it ({outside}); name the folder they lead to")
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
         """Bytes of a listed file; ImageError where this one is not to be had, ConfigError where the folder is gone."""
         path = uri_to_path(uri)
         if not path.is_absolute() or not self._contains(path):
@@ -63,7 +63,7 @@ class LocalSource:
             if _regular(path) is None:
                 self.check()
                 raise ImageError(f"{uri} is gone or not a file any more; run `activeseg pool sync`")
-            return path.read_bytes()
+            return read_file(path, max_bytes)
         except OSError as error:
             raise ImageError(f"{uri} cannot be read: {error.strerror}") from error
 

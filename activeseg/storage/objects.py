@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.files import MAX_STAMP, SourceFile, is_listed
+from activeseg.storage.files import MAX_STAMP, SourceFile, is_listed, too_large
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -31,8 +31,11 @@ class Bucket(Protocol):
     def list(self) -> Iterator[Entry]:
         """Every object, in any order."""
 
-    def get(self, key: str) -> bytes:
-        """The bytes of an object. Raises FileNotFoundError where there is none, OSError where the store fails."""
+    def get(self, key: str, max_bytes: int | None) -> bytes:
+        """The bytes of an object. Raises FileNotFoundError where there is none, OSError where the store fails.
+
+        ImageError where it has more than `max_bytes`, known before they are read.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,13 @@ class ObjectSource:
             stamp = entry.tag if entry.tag and len(entry.tag) <= MAX_STAMP else None
             yield SourceFile(f"{self.url}/{entry.key}", entry.size, stamp)
 
-    def read(self, uri: str) -> bytes:
+    def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
         """Bytes of a listed object; ImageError where it is gone, ConfigError where the store does not answer."""
         key = uri.removeprefix(f"{self.url}/")
         if key == uri:
             raise ImageError(f"{uri} is not inside {self.url}")
         try:
-            return self.bucket.get(key)
+            return self.bucket.get(key, max_bytes)
         except FileNotFoundError as error:
             raise ImageError(f"{uri} is gone; run `activeseg pool sync`") from error
         except OSError as error:
@@ -93,10 +96,13 @@ class ObstoreBucket:
         except self._obstore.exceptions.BaseError as error:
             raise OSError(_one_line(error)) from error
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, max_bytes: int | None) -> bytes:
         """The bytes of an object."""
         try:
-            return bytes(self._obstore.get(self._store, key).bytes())
+            found = self._obstore.get(self._store, key)
+            if max_bytes is not None and (size := found.meta["size"]) > max_bytes:
+                raise too_large(size, max_bytes)
+            return bytes(found.bytes())
         except FileNotFoundError:
             raise
         except self._obstore.exceptions.BaseError as error:

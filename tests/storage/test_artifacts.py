@@ -8,11 +8,13 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from activeseg.errors import CheckpointError, ConfigError, DataError, ImageError, MaskError
+from activeseg.errors import CheckpointError, ConfigError, DataError, ImageError, MaskError, NoRoomError
+from activeseg.storage import removal
 from activeseg.storage.artifacts import ArtifactStore, Kind
 
 
@@ -156,25 +158,77 @@ def test_processes_may_put_the_same_bytes_at_once(store: ArtifactStore) -> None:
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from activeseg.storage.artifacts import ArtifactStore
-die = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-setattr(*{"flush": (os, "fsync"), "rename": (Path, "replace")}[sys.argv[2]], die)
-ArtifactStore(Path(sys.argv[1])).put(b"x" * 100_000, "checkpoint", ".safetensors")
+from activeseg.storage import artifacts
+die = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)
+def opening(self, mode="r", **kw):
+    if mode == "xb":
+        die()
+    return open(self, mode, **kw)
+def half(self, mode="r", **kw):
+    stream = open(self, mode, **kw)
+    if mode != "xb":
+        return stream
+    stream.write(b"x" * 500)
+    stream.flush()
+    die()
+place, name, does = {
+    "folder": (artifacts, "_make_folder", die), "open": (Path, "open", opening), "write": (Path, "open", half),
+    "flush": (os, "fsync", die), "rename": (Path, "replace", die), "flush folder": (artifacts, "_flush_folder", die),
+}[sys.argv[2]]
+store = artifacts.ArtifactStore(Path(sys.argv[1]))
+store.put(b"another one", "checkpoint", ".safetensors")
+target = store.path("checkpoints/{0}/{1}.safetensors".format(sys.argv[3][:2], sys.argv[3]))
+target.parent.mkdir(parents=True, exist_ok=True)
+setattr(place, name, does)
+store.put(b"x" * 100_000, "checkpoint", ".safetensors")
 """
 
 
-@pytest.mark.parametrize("step", ["flush", "rename"])
+@pytest.mark.parametrize("step", ["folder", "open", "write", "flush", "rename", "flush folder"])
 def test_a_killed_writer_leaves_no_half_file_and_the_next_one_succeeds(store: ArtifactStore, step: str) -> None:
     data = b"x" * 100_000
-    died = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(store.root), step], check=False)
-    assert died.returncode == -signal.SIGKILL
     digest = hashlib.sha256(data).hexdigest()
+    died = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(store.root), step, digest], check=False)
+    assert died.returncode == -signal.SIGKILL
     location = f"checkpoints/{digest[:2]}/{digest}.safetensors"
-    assert not store.path(location).exists()
-    with pytest.raises(CheckpointError):
-        store.read(location)
+    # Under its name there is all of it or nothing; what was begun lies in incoming/.
+    if step == "flush folder":
+        assert store.read(location) == data
+    else:
+        assert not store.path(location).exists()
+        with pytest.raises(CheckpointError):
+            store.read(location)
+    left = list((store.root / "incoming").iterdir())
+    assert len(left) == (step in ("write", "flush", "rename"))
     assert store.put(data, "checkpoint", ".safetensors").location == location
     assert store.read(location) == data
+    swept = list(removal.leftovers(store, older_than=time.time() + 1))
+    assert [store.root / file.location for file in swept] == left
+    assert list(removal.leftovers(store, older_than=time.time() - 60)) == []
+
+
+def test_a_location_with_a_removal_note_says_when_and_can_be_stored_again(store: ArtifactStore) -> None:
+    location = store.put(b"weights", "weights", ".safetensors").location
+    before = store.path(location).stat().st_mtime
+    assert not removal.take_away(store, location, older_than=before, note="2026-11-01")
+    assert removal.take_away(store, location, older_than=before + 1, note="2026-11-01")
+    assert store.removed(location) == "2026-11-01"
+    with pytest.raises(CheckpointError, match="its file was removed by gc on 2026-11-01"):
+        store.read(location)
+    with pytest.raises(ConfigError, match="0 stored weights files"):
+        store.find("weights", location[11:20])
+    store.put(b"weights", "weights", ".safetensors")
+    assert store.removed(location) is None
+    assert store.find("weights", location[11:20]) == location
+
+
+def test_only_stored_files_are_listed(store: ArtifactStore) -> None:
+    location = store.put(b"mask", "mask", ".png").location
+    for name in ("masks/x", "masks/00/note.txt", f"masks/00/{'1' * 64}.png"):
+        (store.root / name).parent.mkdir(exist_ok=True)
+        (store.root / name).write_bytes(b"")
+    assert [(file.location, file.size) for file in store.files("mask")] == [(location, 4)]
+    assert list(store.files("picture")) == []
 
 
 def test_a_failed_write_leaves_nothing_behind(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +238,6 @@ def test_a_failed_write_leaves_nothing_behind(store: ArtifactStore, monkeypatch:
 
     store.put(b"first", "mask", ".png")
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(ConfigError, match="No space left on device"):
+    with pytest.raises(NoRoomError, match="No space left on device"):
         store.put(b"second", "mask", ".png")
     assert len(stored_files(store)) == 1

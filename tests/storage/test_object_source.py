@@ -24,7 +24,7 @@ class MemoryBucket:
         self._check()
         yield from (Entry(key, len(data), f"tag of {key}") for key, data in self.objects.items())
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
         self._check()
         if key not in self.objects:
             raise FileNotFoundError(key)
