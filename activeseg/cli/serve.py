@@ -1,4 +1,4 @@
-"""activeseg serve: the HTTP API."""
+"""activeseg serve: the HTTP API and its pages."""
 
 from __future__ import annotations
 
@@ -26,21 +26,25 @@ def serve(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer rankings, images and rounds over HTTP until Ctrl-C. Callers need the bearer token.
+    """Show how the loop stands, as pages and over HTTP, until Ctrl-C. Everybody needs a token: see `activeseg token`.
 
     With a webhook configured it also takes Label Studio's hints that annotations changed.
     """
+    from activeseg.db import tokens
     from activeseg.hints import HOOK_PATH
     from activeseg.listening import open_socket, run, url_of
-    from activeseg.web.app import create_app
+    from activeseg.web.app import THREADS, create_app
     from activeseg.web.auth import bearer_token
 
     with workspace_of(context) as workspace:
         section = workspace.settings.serve
         token = bearer_token(workspace.settings)
         where, number = section.host if host is None else host, section.port if port is None else port
-        with open_socket(where, number, section="serve", secret="token", explicit=token.explicit) as opened:
-            app = create_app(workspace.settings, workspace.database)
+        with workspace.database.read() as session:
+            explicit = token.explicit or tokens.any_valid(session)
+        remedy = "`activeseg token create NAME`"
+        with open_socket(where, number, section="serve", secret="token", explicit=explicit, remedy=remedy) as opened:
+            app = create_app(workspace.settings, workspace.database, listening=where)
             hook = url_of(opened) + HOOK_PATH if workspace.settings.webhook_secret() else None
             if as_json:
                 print_json({"url": url_of(opened), "token": token.place, "hook": hook})
@@ -50,10 +54,10 @@ def serve(
                 _announce(url_of(opened), token)
                 if hook:
                     typer.echo(f"hints of Label Studio are taken at {hook}")
-            run(app, opened)
+            run(app, opened, threads=THREADS)
 
 
 def _announce(url: str, token: OwnSecret) -> None:
     shell = f"$(cat '{token.file}')" if token.file else f"${token.variable}"
-    typer.echo(f"serving {url} (Ctrl-C stops it); the token is in {token.place}")
+    typer.echo(f"serving {url} (Ctrl-C stops it); log in there with the token in {token.place}")
     typer.echo(f'try     curl -H "Authorization: Bearer {shell}" "{url}/api/rankings?limit=5"')

@@ -1,1 +1,1 @@
-"""The HTTP API: what the database knows, for programs. It only reads, and starts no work."""
+"""The HTTP API and its pages: what the database knows. It writes requests only, and starts no work."""

@@ -9,19 +9,24 @@ from http import HTTPStatus
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from activeseg.errors import ActivesegError, DataError, NotReadyError
+from activeseg.web.render import page
 
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
 }
+"""On every answer, unless the route sets another value. Pages allow their own style sheet and pictures."""
 
 NO_DATABASE = (sa.exc.DatabaseError, sa.exc.InterfaceError, sa.exc.TimeoutError)
 """What the driver raises when the database is away, damaged or of another schema."""
@@ -45,7 +50,9 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
@@ -62,35 +69,42 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
+def answer(request: Request, status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    """A problem as a page where a browser asked for one, else as JSON."""
+    if "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api"):
+        return page("problem.html", status, headers, status=status, sentence=sentence)
+    return problem(status, sentence, headers)
+
+
 def problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """The one form of an error answer."""
     return JSONResponse({"error": sentence}, status, headers)
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = error.detail
     if sentence == HTTPStatus(error.status_code).phrase:
         sentence = f"{sentence.lower()}: {request.method} {request.url.path[:200]}; see /openapi.json"
-    return problem(error.status_code, sentence, dict(error.headers or {}))
+    return answer(request, error.status_code, sentence, dict(error.headers or {}))
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     message = first["msg"].removeprefix("Value error, ")
-    return problem(422, f"{place[:100]}: {message} (got {str(first.get('input'))[:80]!r})")
+    return answer(request, 422, f"{place[:100]}: {message} (got {str(first.get('input'))[:80]!r})")
 
 
-async def _known(request: Request, error: Exception) -> JSONResponse:
+async def _known(request: Request, error: Exception) -> Response:
     # What a caller asked wrongly is answered in the routes; here it is the state of things that does not allow it.
-    return problem(409 if isinstance(error, NotReadyError | DataError) else 503, str(error))
+    return answer(request, 409 if isinstance(error, NotReadyError | DataError) else 503, str(error))
 
 
-async def _no_database(request: Request, error: Exception) -> JSONResponse:
+async def _no_database(request: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error("the database failed on %s", request.url.path, exc_info=error)
-    return problem(503, "the database did not answer as expected; `activeseg doctor` on the server says more")
+    return answer(request, 503, "the database did not answer as expected; `activeseg doctor` on the server says more")
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -99,12 +99,13 @@ class ThumbnailQuery(BaseModel):
     side: int = Field(256, ge=16, le=1024, description="longer side in pixels, at most")
 
 
-def _workspace(request: Request) -> Workspace:
+# Dependencies that do nothing are coroutines all the same: others cost a thread each.
+async def _workspace(request: Request) -> Workspace:
     workspace: Workspace = request.app.state.workspace
     return workspace
 
 
-def _thumbnail_limit(request: Request) -> CapacityLimiter:
+async def _thumbnail_limit(request: Request) -> CapacityLimiter:
     limiter: CapacityLimiter = request.app.state.thumbnails
     return limiter
 
@@ -114,8 +115,8 @@ ImageId = Annotated[int, Path(ge=1, le=MAX_ID)]
 
 
 def api_router() -> APIRouter:
-    """All routes, each behind the token."""
-    refusals = (401, 404, 409, 422, 503)
+    """All routes, each behind a token that may read."""
+    refusals = (401, 403, 404, 409, 422, 503)
     responses: dict[int | str, dict[str, object]] = {status: {"model": Problem} for status in refusals}
     router = APIRouter(prefix="/api", dependencies=[Depends(require_token)], responses=responses)
     router.get("/rankings")(rankings)
@@ -180,7 +181,7 @@ def image(workspace: InWorkspace, image_id: ImageId) -> ImageDetail:
     with workspace.database.read() as session:
         found = image_detail(session, image_id)
     if found is None:
-        raise _no_image(image_id)
+        raise no_image(image_id)
     return found
 
 
@@ -204,13 +205,14 @@ def _drawable(workspace: Workspace, image_id: int) -> ImageRef:
     with workspace.database.read() as session:
         row = session.get(Image, image_id)
         if row is None:
-            raise _no_image(image_id)
+            raise no_image(image_id)
         if row.status is not ImageStatus.ACTIVE:
             raise ImageError(f"image {image_id} is {row.status.value}: {row.reason or 'there is nothing to show'}")
         return images.refs(session, [image_id])[image_id]
 
 
-def _no_image(image_id: int) -> HTTPException:
+def no_image(image_id: int) -> HTTPException:
+    """404 for an image that is not there."""
     return HTTPException(404, f"no image has id {image_id}")
 
 

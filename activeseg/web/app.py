@@ -1,8 +1,9 @@
-"""The application: routes, token, error answers. Everything it needs is handed in; two may live in one process."""
+"""The application: routes, gates, error answers. Everything it needs is handed in; two may live in one process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import sqlalchemy as sa
 from anyio import CapacityLimiter
@@ -13,11 +14,18 @@ from activeseg import __version__
 from activeseg.config import Settings
 from activeseg.db.database import Database
 from activeseg.errors import SchemaError
-from activeseg.web import answers
+from activeseg.hints import HOOK_PATH
+from activeseg.web import answers, pages
 from activeseg.web.api import THUMBNAILS_AT_ONCE, api_router
-from activeseg.web.auth import bearer_token
+from activeseg.web.auth import Keys, bearer_token, require_gates
+from activeseg.web.guard import MAX_BODY, Guard
 from activeseg.web.hooks import Hints, hook_router
+from activeseg.web.hosts import Hosts
+from activeseg.web.limits import Limits
 from activeseg.web.metrics import metrics_router
+from activeseg.web.operations import WRITES_AT_ONCE, RecentStatus, operations_router
+from activeseg.web.ready import Readiness, Ready, readyz
+from activeseg.web.sessions import LOGIN_PATH, Sessions
 from activeseg.workspace import Workspace
 
 
@@ -28,30 +36,59 @@ class Health:
     status: str
 
 
-def create_app(settings: Settings, database: Database) -> FastAPI:
+THREADS = 8
+"""That read the database at once. More only wait for each other: with 40 an answer took ten times as long under load."""
+
+OPEN_PATHS = {
+    "/healthz": "for an orchestrator: a word",
+    "/readyz": "for an orchestrator: a word; more only with a token",
+    "/openapi.json": "the schema, the same on every installation",
+    HOOK_PATH: "Label Studio's own secret is its key",
+    LOGIN_PATH: "where a token is shown",
+    "/static/{name}": "a style sheet and an icon",
+}
+"""The routes that ask for no scope, and why. Every other route asks for one, or the application does not start."""
+
+
+def create_app(settings: Settings, database: Database, *, listening: str | None = None) -> FastAPI:
     """An ASGI application over this database; the caller closes the database.
 
     Makes the token file at first use, and the webhook's where one is configured; without one its route does not exist.
-    Raises ConfigError where a secret cannot be used.
+    listening: the host it listens on, where that is not `[serve] host`.
+    Raises ConfigError where a secret cannot be used, or a name in `[serve] hosts` is none.
     """
     # The documentation pages of FastAPI load scripts from outside; the schema itself is enough for programs.
     app = FastAPI(
         title="activeseg",
         version=__version__,
-        description="Uncertainty rankings, images and rounds. Read only.",
+        description="Uncertainty rankings, images, rounds and runs; asking for a round.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        max_body_size=MAX_BODY,
     )
-    app.state.workspace = Workspace(settings, database)
-    app.state.token = bearer_token(settings)
+    workspace = Workspace(settings, database)
+    section = settings.serve
+    app.state.workspace = workspace
+    app.state.keys = Keys(bearer_token(settings).value, database)
+    app.state.hosts = Hosts.of(settings, listening=listening)
+    app.state.limits = Limits(section.requests_per_minute)
+    app.state.sessions = Sessions(timedelta(hours=section.session_hours))
+    app.state.readiness = Readiness(workspace)
     app.state.thumbnails = CapacityLimiter(THUMBNAILS_AT_ONCE)
+    app.state.status = RecentStatus(workspace)
+    app.state.writes = CapacityLimiter(WRITES_AT_ONCE)
+    app.add_middleware(Guard, hosts=app.state.hosts, limits=app.state.limits, sessions=app.state.sessions)
     answers.install(app)
     app.include_router(api_router())
+    app.include_router(operations_router())
     app.include_router(metrics_router())
     if (secret := settings.webhook_secret()) is not None:
         app.include_router(hook_router(Hints(database), secret))
     app.get("/healthz", response_model=Health, responses={503: {"model": answers.Problem}})(healthz)
+    app.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})(readyz)
+    pages.install(app)
+    require_gates(app, OPEN_PATHS)
     return app
 
 

@@ -16,6 +16,9 @@ from activeseg.db.database import Database
 from activeseg.hints import HOOK_PATH, SECRET_HEADER
 from activeseg.listening import discard_body
 
+MAX_HINT = 2**30
+"""Label Studio sends whole annotations along; little of them is read and nothing kept (`discard_body`)."""
+
 
 class Hints:
     """Turns hints into at most one waiting request, one write at a time and never while somebody waits for the answer.
@@ -58,7 +61,7 @@ class Hints:
 
 def hook_router(hints: Hints, secret: SecretStr) -> APIRouter:
     """The receiver. It needs no bearer token: Label Studio's header is its key."""
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(include_in_schema=False, max_body_size=MAX_HINT)
     router.post(HOOK_PATH)(_receiver(hints, secret.get_secret_value().encode()))
     return router
 

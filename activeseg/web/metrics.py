@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Response
 
 from activeseg.db.figures import Figures, read_figures
 from activeseg.db.models import ScoringRun
+from activeseg.storage.room import free_bytes
 from activeseg.web.answers import Problem
 from activeseg.web.api import InWorkspace
 from activeseg.web.auth import require_token
@@ -49,16 +50,21 @@ def metrics_router() -> APIRouter:
 
 
 def metrics(workspace: InWorkspace) -> Response:
-    """Images, scoring, annotations and champion as Prometheus metrics."""
+    """Images, scoring, annotations, champion, jobs and room as Prometheus metrics."""
+    settings = workspace.settings
     with workspace.database.read() as session:
-        text = exposition(read_figures(session))
+        text = exposition(read_figures(session), free=free_bytes(settings.path(settings.artifacts.dir)))
     # As bytes: a text would get a second charset.
     return Response(text.encode(), media_type=CONTENT_TYPE)
 
 
-def exposition(figures: Figures) -> str:
-    """The metrics as text. One without a number (no run has ended yet, no champion) is left out."""
-    return "".join(_lines(metric) for metric in _metrics(figures) if metric.samples)
+def exposition(figures: Figures, *, free: int) -> str:
+    """The metrics as text. One without a number (no run has ended yet, no champion) is left out.
+
+    free: bytes left on the disk of the artifacts.
+    """
+    room = Metric("activeseg_free_bytes", "gauge", "Room left on the disk of the artifacts.", (Sample(free),))
+    return "".join(_lines(metric) for metric in (*_metrics(figures), room) if metric.samples)
 
 
 def _metrics(figures: Figures) -> Iterator[Metric]:
@@ -78,6 +84,24 @@ def _metrics(figures: Figures) -> Iterator[Metric]:
         version, since = figures.champion
         labelled = (Sample(since.timestamp(), {"model_version": version}),)
         yield Metric("activeseg_champion_since_timestamp_seconds", "gauge", "When the champion was promoted.", labelled)
+    yield from _of_jobs(figures)
+    yield single("activeseg_lease_held", "gauge", "1 while a process moves the loop on.", float(figures.lease_held))
+    yield single("activeseg_alerts_waiting", "gauge", "Alerts that were not sent yet.", figures.alerts_waiting)
+
+
+def _of_jobs(figures: Figures) -> Iterator[Metric]:
+    ended = sorted(figures.job_runs.items())
+    counted = tuple(Sample(count, {"job": job, "outcome": outcome.value}) for (job, outcome), count in ended)
+    yield Metric("activeseg_job_runs_total", "counter", "Runs of jobs that ended, by outcome.", counted)
+    took = tuple(
+        Sample((run.ended_at - run.started_at).total_seconds(), {"job": run.job})
+        for run in figures.last_of_job
+        if run.ended_at is not None
+    )
+    yield Metric("activeseg_last_job_run_seconds", "gauge", "How long the last run of a job took.", took)
+    done = tuple(Sample(when.timestamp(), {"job": job}) for job, when in sorted(figures.last_success.items()))
+    text = "When a job last ended well."
+    yield Metric("activeseg_last_job_success_timestamp_seconds", "gauge", text, done)
 
 
 def _of_last_run(run: ScoringRun | None) -> Iterator[Metric]:

@@ -171,7 +171,13 @@ def filler(database: Database) -> Filler:
 def settings(tmp_path: Path) -> Settings:
     """Settings with a token from the environment, as far as the application can tell."""
     (tmp_path / "pool").mkdir()
-    return Settings.model_validate({"root": tmp_path, "pool": {"images": "pool"}, "serve": {"token": TOKEN}})
+    return Settings.model_validate(
+        {
+            "root": tmp_path,
+            "pool": {"images": "pool"},
+            "serve": {"token": TOKEN, "hosts": ["testserver"], "requests_per_minute": 100_000},
+        }
+    )
 
 
 @pytest.fixture

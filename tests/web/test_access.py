@@ -94,7 +94,10 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
         assert answer.status_code == status
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
-        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; base-uri 'none'")
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["referrer-policy"] == "no-referrer"
         assert "access-control-allow-origin" not in answer.headers
         assert "secret detail" not in answer.text
         if status != 200:
@@ -104,8 +107,8 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
 def test_the_schema_is_served_and_no_page_that_loads_scripts_from_elsewhere(anonymous: TestClient) -> None:
     schema = anonymous.get("/openapi.json").json()
     assert set(schema["paths"]) == {
-        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/api/report", "/healthz",
-        "/metrics",
+        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/api/report",
+        "/api/status", "/api/runs", "/api/alerts", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     assert schema["paths"]["/api/rankings"]["get"]["security"]
     assert {"limit", "class", "checkpoint", "after"} == {
@@ -114,14 +117,16 @@ def test_the_schema_is_served_and_no_page_that_loads_scripts_from_elsewhere(anon
     assert [anonymous.get(path).status_code for path in ("/docs", "/redoc")] == [404, 404]
 
 
-def test_nothing_can_be_written_and_reading_changes_no_row(client: TestClient, filler: Any, tmp_path: Path) -> None:
+def test_nothing_but_a_request_can_be_written_and_reading_changes_no_row(
+    client: TestClient, filler: Any, tmp_path: Path
+) -> None:
     filler.checkpoint("m1")
     filler.scored("m1", "a", {0: 1.0})
     before = dump(tmp_path / "activeseg.db")
 
     for path in [*api_paths(client), "/healthz", "/metrics"]:
         client.get(path)
-        for method in ("POST", "PUT", "PATCH", "DELETE"):
+        for method in {"POST", "PUT", "PATCH", "DELETE"} - ({"POST"} if path == "/api/rounds" else set()):
             answer = client.request(method, path)
             assert answer.status_code == 405
             assert list(answer.json()) == ["error"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from activeseg.db import lease
 from activeseg.db.database import Database
-from activeseg.db.models import ImageStatus, QueryStatus, ScoringRun
+from activeseg.db.models import Alert, ImageStatus, JobRun, QueryStatus, ScoringRun
 
 SAMPLE = re.compile(r"(?P<name>[a-z_:][a-z0-9_:]*)(?:\{(?P<labels>[^{}]*)\})? (?P<value>\S+)", re.IGNORECASE)
 LABEL = re.compile(r'(?P<name>[a-z_][a-z0-9_]*)="(?P<value>(?:[^"\\]|\\.)*)"(?:,|$)', re.IGNORECASE)
@@ -44,7 +45,11 @@ def parse(text: str) -> dict[tuple[str, ...], float]:
 def test_an_empty_database_has_figures_too(client: TestClient) -> None:
     answer = client.get("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert parse(answer.text) == {
+    found = parse(answer.text)
+    assert found.pop(("activeseg_free_bytes",)) > 0
+    assert found == {
+        ("activeseg_lease_held",): 0,
+        ("activeseg_alerts_waiting",): 0,
         ("activeseg_scoring_images_total", "result=scored"): 0,
         ("activeseg_scoring_images_total", "result=failed"): 0,
         ("activeseg_scoring_runs_total",): 0,
@@ -66,8 +71,15 @@ def test_the_figures_are_those_of_the_tables(client: TestClient, filler: Any, da
     filler.image("/broken.png", status=ImageStatus.QUARANTINED)
     filler.query(filler.round(), filler.image("/asked.png"), QueryStatus.PUSHED)
 
-    found = parse(client.get("/metrics").text)
+    ran = JobRun(job="round", host="h", pid=1, outcome="done", started_at=began, ended_at=ended)
+    failed = JobRun(job="round", host="h", pid=1, outcome="failed", started_at=ended, ended_at=ended + timedelta(seconds=5))
+    for row in (ran, failed, Alert(kind="failure", about="round", message="no")):
+        filler.add(row)
 
+    with lease.holding(database):
+        found = parse(client.get("/metrics").text)
+
+    assert found.pop(("activeseg_free_bytes",)) > 0
     since = found.pop(("activeseg_champion_since_timestamp_seconds", 'model_version=m\\"1\\\\'))
     assert abs(since - datetime.now(UTC).timestamp()) < 600
     assert found == {
@@ -85,6 +97,12 @@ def test_the_figures_are_those_of_the_tables(client: TestClient, filler: Any, da
         ("activeseg_last_scoring_waiting_ratio", "for=database"): 0.0,
         ("activeseg_annotated_images",): 0,
         ("activeseg_open_tasks",): 1,
+        ("activeseg_job_runs_total", "job=round", "outcome=done"): 1,
+        ("activeseg_job_runs_total", "job=round", "outcome=failed"): 1,
+        ("activeseg_last_job_run_seconds", "job=round"): 5,
+        ("activeseg_last_job_success_timestamp_seconds", "job=round"): ended.timestamp(),
+        ("activeseg_lease_held",): 1,
+        ("activeseg_alerts_waiting",): 1,
     }
 
 

@@ -133,7 +133,7 @@ def test_without_a_champion_the_answer_says_how_to_get_one(client: TestClient) -
         ("after=-1:0x1.0p%2b0:1", 422, "next"),
         ("after=1_0:0x1.0p%2b0:1", 422, "next"),
         ("after=", 422, "next"),
-        ("after=" + "1" * 50_000, 422, "next"),
+        ("after=" + "1" * 9_000, 422, "next"),
     ],
 )
 def test_wrong_questions_get_one_sentence_that_names_the_fault(
