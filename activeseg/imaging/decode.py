@@ -80,7 +80,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     Raises ImageError, with a reason of at most 200 printable characters, on anything else: an unknown format, more than
     `max_pixels` pixels (known from the header, before decoding), truncated or damaged data, 32-bit or float samples.
     """
-    return _decode(data, max_pixels)[0].pixels
+    return decode_sized(data, max_pixels)[0].pixels
 
 
 def decode_input(data: bytes, policy: InputPolicy, *, max_pixels: int) -> Decoded:
@@ -91,16 +91,21 @@ def decode_input(data: bytes, policy: InputPolicy, *, max_pixels: int) -> Decode
     is `resize_short_side`'s, and so is all of it for any other image. The size comes out the same both ways.
     Raises ImageError exactly where `decode_image` does, but for damage in the part of a JPEG that is left out.
     """
-    decoded = _decode(data, max_pixels, policy.short_side if policy.reduced else None)[0]
-    if policy.short_side is None:
-        return decoded
-    size = _resized(decoded.size, policy.short_side)
-    return Decoded(_resize(decoded.pixels, size), decoded.size)
+    return decode_sized(data, max_pixels, policy.short_side, draft=policy.reduced)[0]
+
+
+def decode_sized(data: bytes, max_pixels: int, short_side: int | None = None, *, draft: bool = False) -> tuple[Decoded, str]:
+    """`decode_image` and `decode_input` in one, and the format. draft: JPEGs may be decoded at a fraction of their size."""
+    decoded, name = _decode(data, max_pixels, short_side if draft else None)
+    if short_side is None:
+        return decoded, name
+    check_resized(decoded.size, short_side, max_pixels)
+    return Decoded(_resize(decoded.pixels, _resized(decoded.size, short_side)), decoded.size), name
 
 
 def probe(data: bytes, *, max_pixels: int) -> ImageInfo:
     """Size and format of an image that decodes completely. Raises ImageError exactly where `decode_image` does."""
-    decoded, name = _decode(data, max_pixels)
+    decoded, name = decode_sized(data, max_pixels)
     return ImageInfo(decoded.size[1], decoded.size[0], name)
 
 
@@ -151,6 +156,19 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
+def check_resized(size: tuple[int, int], short_side: int, max_pixels: int) -> None:
+    """Raise ImageError where an image of `size` has more than `max_pixels` pixels once its shorter side is `short_side`.
+
+    A strip of one pixel's width and a million's length is small until then.
+    """
+    height, width = _resized(size, short_side)
+    if height * width > max_pixels:
+        raise ImageError(
+            f"image of {size[1]}x{size[0]} would have {height * width} pixels at [model] short_side = {short_side}, more than "
+            f"the {max_pixels} allowed; crop it or raise [pool] max_pixels"
+        )
+
+
 def turn_upright(image: Image.Image) -> Image.Image:
     """The image with its EXIF orientation applied. An unreadable EXIF block counts as none, as in browsers."""
     return _turn(image, _orientation(image))
@@ -193,6 +211,7 @@ def _decode(data: bytes, max_pixels: int, short_side: int | None = None) -> tupl
         image.load()
         orientation = _orientation(image)
         if short_side and drafted and image.size != (width, height):
+            check_resized((height, width), short_side, max_pixels)
             rows, columns = _resized((height, width), short_side)
             upright = _turn(_to_rgb(image).resize((columns, rows), Image.Resampling.BILINEAR, drafted[1]), orientation)
         else:

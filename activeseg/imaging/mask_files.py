@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from activeseg.core.labels import LabelSet, Mask
-from activeseg.errors import ConfigError, MaskError
+from activeseg.errors import ConfigError, ImageError, MaskError
 from activeseg.imaging.class_folders import class_folders, png_masks
-from activeseg.imaging.masks import decode_mask, decode_plane
+from activeseg.imaging.sandbox import decode_mask, decode_plane
+from activeseg.storage.files import read_file
 
 _NOWHERE = " in any class folder; where an image has none of the classes, say so by an empty (all 0) mask in one of them"
+
+MAX_BYTES = 200_000_000
+"""Larger files are refused: a mask of a hundred megapixels has a few megabytes."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,24 @@ class MaskFiles:
         return self._planes(paths, size) if self.label_set.overlap else self._indices(paths[0], size)
 
     def _planes(self, paths: dict[int, Path], size: tuple[int, int]) -> tuple[Mask, str]:
-        files = {index: (f"{path.parent.name}/{path.name}", path.read_bytes()) for index, path in sorted(paths.items())}
+        files = {index: (f"{path.parent.name}/{path.name}", _read(path)) for index, path in sorted(paths.items())}
         digest = hashlib.sha256()
         for index, (_, content) in files.items():
             digest.update(f"{index} {hashlib.sha256(content).hexdigest()}\n".encode())
         return planes_of(files, len(self.label_set.names), size, max_pixels=self.max_pixels), digest.hexdigest()
 
     def _indices(self, path: Path, size: tuple[int, int]) -> tuple[Mask, str]:
-        content = path.read_bytes()
+        content = _read(path)
         return indices_of(path.name, content, size, max_pixels=self.max_pixels), hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, MAX_BYTES)
+    except OSError as error:
+        raise MaskError(f"mask {path.name} cannot be read: {error.strerror}") from error
+    except ImageError as error:
+        raise MaskError(f"mask {path.name}: {error}".partition(";")[0]) from error
 
 
 def planes_of(files: Mapping[int, tuple[str, bytes]], count: int, size: tuple[int, int], *, max_pixels: int) -> Mask:

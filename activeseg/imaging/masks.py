@@ -8,6 +8,8 @@ are neither cut in the wrong places nor taken for an index mask.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -39,7 +41,11 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000) -> Mask:
     16-bit or transparent files, on damage, on more than `max_pixels` pixels and on the planes that `encode_planes` writes.
     Whether the values are classes is for `LabelSet.check_mask` to say.
     """
-    values, planes = _decode(data, max_pixels)
+    return class_indices(*read_values(data, max_pixels))
+
+
+def class_indices(values: Mask, planes: str | None) -> Mask:
+    """What `read_values` gave, where it is no planes; MaskError where it is."""
     if planes is not None:
         raise MaskError(
             f"mask holds the planes of {planes} overlapping classes, expected class indices: turn [labels] overlap on, or "
@@ -48,8 +54,8 @@ def decode_mask(data: bytes, *, max_pixels: int = 100_000_000) -> Mask:
     return values
 
 
-def _decode(data: bytes, max_pixels: int) -> tuple[Mask, str | None]:
-    """The values of a mask's file, and how many planes it says it holds."""
+def read_values(data: bytes, max_pixels: int) -> tuple[Mask, str | None]:
+    """The values (H, W) uint8 of a mask's file, and how many planes it says it holds. Raises MaskError as `decode_mask`."""
     name = detect_format(data)
     if name != "PNG":
         raise MaskError(f"mask is {f'a {name} file' if name else 'not an image file'}, expected PNG; {_SAVE_AS}")
@@ -71,8 +77,15 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Mask, str | None]:
 
 def decode_plane(data: bytes, *, max_pixels: int = 100_000_000) -> npt.NDArray[np.bool_]:
     """Where one class is, (H, W) bool: every pixel of such a PNG whose value is not 0. Raises MaskError as `decode_mask`."""
-    try:
+    with plane_errors():
         return decode_mask(data, max_pixels=max_pixels) > 0
+
+
+@contextmanager
+def plane_errors() -> Iterator[None]:
+    """MaskErrors of an index mask say instead what a file of one class has to be."""
+    try:
+        yield
     except MaskError as error:
         raise MaskError(str(error).replace(_SAVE_AS, _SAVE_PLANE_AS)) from error
 
@@ -113,7 +126,7 @@ def decode_planes(data: bytes, count: int, *, max_pixels: int = 100_000_000) -> 
     Raises MaskError on anything but such a PNG, on one that says it holds another number of planes and, where it says
     nothing, on one whose height is no multiple of `count`.
     """
-    stacked, said = _decode(data, max_pixels * count)
+    stacked, said = read_values(data, max_pixels * count)
     if stacked.max() > 1 or stacked.shape[0] % count or said not in (None, str(count)):
         raise MaskError(
             f"expected {count} planes of 0 and 1, one below the other; got {said or 'an unknown number of'} planes, "

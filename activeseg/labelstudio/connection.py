@@ -13,7 +13,8 @@ import numpy as np
 
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.db.models import LabelingProject
-from activeseg.errors import ActivesegError, LabelStudioError, LabelStudioUnauthorized
+from activeseg.errors import ActivesegError, AddressRefused, LabelStudioError, LabelStudioUnauthorized
+from activeseg.fetching import fetch, host_of
 from activeseg.imaging.thumbnails import encode_png
 from activeseg.labelstudio.client import LabelStudioClient
 from activeseg.labelstudio.install import SERVER_VERSION
@@ -241,7 +242,7 @@ def _delivery(workspace: Workspace, client: LabelStudioClient, project: Labeling
         ensure_local_storage(client.http, project.external_project_id, folder_on_server(settings))
         came = client.http.download(address, max_bytes=len(data) + 1)
     elif address.startswith(("http://", "https://")):
-        came = _fetch(address)
+        came = _fetch(address, max_bytes=settings.pool.max_bytes)
     else:
         return f"not tried: only Label Studio's cloud storage can read {address}"
     if came != data:
@@ -249,16 +250,24 @@ def _delivery(workspace: Workspace, client: LabelStudioClient, project: Labeling
     return f"{address} is the pool's {first.uri}"
 
 
-def _fetch(address: str) -> bytes:
+def _fetch(address: str, max_bytes: int) -> bytes:
     """What a browser would load. Raises LabelStudioError where it would not: other pages may not read it."""
     try:
-        answer = httpx.get(address, headers={"Origin": "http://label-studio.invalid"}, timeout=30.0, follow_redirects=True)
+        answer = fetch(
+            address,
+            hosts=(host_of(address),),
+            max_bytes=max_bytes,
+            seconds=60.0,
+            headers={"Origin": "http://label-studio.invalid"},
+        )
+    except AddressRefused as error:
+        raise LabelStudioError(f"{address} is not loaded from here ({error}): see [labelstudio] link") from error
     except httpx.HTTPError as error:
         raise LabelStudioError(
             f"{address} cannot be loaded from here ({type(error).__name__}): see [labelstudio] link"
         ) from error
-    if not answer.is_success:
-        raise LabelStudioError(f"{address} answers HTTP {answer.status_code}: see [labelstudio] link")
+    if not 200 <= answer.status < 300:
+        raise LabelStudioError(f"{address} answers HTTP {answer.status}: see [labelstudio] link")
     if "access-control-allow-origin" not in answer.headers:
         raise LabelStudioError(
             f"{address} sends no Access-Control-Allow-Origin: browsers will not show it; let the image server send it"

@@ -33,6 +33,8 @@ Params = Mapping[str, str | int | bool | Sequence[int]]
 _ACCESS_SECONDS = 240.0
 # Nothing was sent, so nothing can have been created.
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+DOWNLOAD_SECONDS = 300.0
+"""For a whole file: the timeout of a request begins anew with each part that comes."""
 _REFRESH = "/api/token/refresh/"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -132,10 +134,13 @@ class Http:
                 if answer.status_code != 200:
                     raise LabelStudioError(f"Label Studio at {self.url} answered GET {path} with HTTP {answer.status_code}")
                 data = bytearray()
+                until = time.monotonic() + DOWNLOAD_SECONDS
                 for part in answer.iter_bytes():
                     data += part
                     if len(data) > max_bytes:
                         raise LabelStudioError(f"the file {path} of Label Studio has more than {max_bytes} bytes")
+                    if time.monotonic() > until:
+                        raise LabelStudioError(f"the file {path} of Label Studio takes more than {DOWNLOAD_SECONDS:g} s")
         except httpx.RequestError as error:
             raise self.unreachable(error) from error
         return bytes(data)
@@ -217,7 +222,7 @@ class Http:
             return None
         try:
             return answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LabelStudioError(
                 f"{self.url} answered {where} with something else than JSON: is it a Label Studio?"
             ) from error
@@ -287,7 +292,7 @@ def _detail(answer: httpx.Response) -> str:
     """What the server said, on one line of at most 300 characters."""
     try:
         body = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return answer.reason_phrase or "no detail"
     if isinstance(body, dict):
         body = body.get("validation_errors") or body.get("detail") or body

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from activeseg.db import labeling
 from activeseg.errors import ImageError
-from activeseg.imaging.decode import decode_image
+from activeseg.imaging.sandbox import decode_image
 from activeseg.labelstudio.http import Http
 from activeseg.labelstudio.labeling import IMAGE
 from activeseg.workspace import Workspace

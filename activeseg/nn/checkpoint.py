@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from activeseg.records import InputPolicy
 
 FORMAT = 1
 _KEY = "activeseg"
+_WIDEST = 4.0
+_MOST_SHARED = 4
+"""Bytes of tensors for each byte of their file; above 1 where tensors share memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class NetworkSpec:
         )
         if data["head"] != spec.head:
             raise ValueError(f"head {data['head']!r} does not fit its classes, which ask for {spec.head!r}")
+        if not 0 < spec.width <= _WIDEST:
+            raise ValueError(f"width {spec.width} of no network")
         return spec
 
 
@@ -164,6 +170,7 @@ def read_weights(data: bytes) -> dict[str, Tensor]:
 
 
 def _unpickle_tensors(path: Path) -> Mapping[str, Tensor]:
+    _check_members(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile pickles raise anything
@@ -177,7 +184,30 @@ def _unpickle_tensors(path: Path) -> Mapping[str, Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded or not all(map(_is_plain, loaded.keys(), loaded.values())):
         raise CheckpointError(f"{path} holds {type(loaded).__name__}, not a state dict of tensors: save model.state_dict()")
+    _check_size(path, loaded)
     return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _check_members(path: Path) -> None:
+    """torch packs nothing when it saves. A packed member may unpack to anything."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error):
+        return  # the older format, or damage, of which torch tells
+    if packed:
+        raise CheckpointError(
+            f"{path} is packed ({packed[0][:60]!r}), which torch.save never does: save model.state_dict() again"
+        )
+
+
+def _check_size(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """A tensor of a terabyte may be a view of four bytes, and a thousand tensors views of the same: they would be copied."""
+    size, most = sum(value.numel() * value.element_size() for value in weights.values()), _MOST_SHARED * path.stat().st_size
+    if size > most:
+        raise CheckpointError(
+            f"{path} describes tensors of {size} bytes in a file of {path.stat().st_size}: save model.state_dict()"
+        )
 
 
 def _is_plain(name: object, value: object) -> bool:
@@ -199,7 +229,7 @@ def read_spec(data: bytes, name: str) -> NetworkSpec | None:
         (length,) = struct.unpack_from("<Q", data)
         header = json.loads(data[8 : 8 + length])
         described = json.loads(header.get("__metadata__", {}).get(_KEY, "null"))
-    except (struct.error, ValueError, AttributeError, TypeError) as error:
+    except (struct.error, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{name} is damaged ({_first_line(error)}): restore its file") from error
     if described is None:
         return None
@@ -207,7 +237,7 @@ def read_spec(data: bytes, name: str) -> NetworkSpec | None:
         raise CheckpointError(f"{name} has an unknown format, this version reads {FORMAT}: upgrade activeseg")
     try:
         return NetworkSpec.from_dict(described["spec"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{name}: its description is damaged ({_first_line(error)})") from error
 
 
