@@ -9,15 +9,18 @@
     │   ├── MaskError              a mask of the wrong size or with unknown values
     │   ├── AnnotationError        an annotation that does not describe its image
     │   └── SaliencyError          a saliency map that points nowhere
+    ├── AddressRefused             an address that must not be asked, or an answer larger or slower than is allowed
     ├── CheckpointError            weights that are missing, altered or of another network
     ├── LabelSetMismatch           classes differ between database, checkpoint and Label Studio
     ├── NonFiniteScoreError        a score that is NaN or infinite: it raises, it never ranks
     ├── DeviceMemoryError          the device's memory is too small even for one image
+    ├── NoRoomError                a disk is full, or too full to begin
     ├── LabelStudioError           Label Studio answered with something unusable
     │   ├── LabelStudioUnreachable no answer at all
     │   ├── LabelStudioUnauthorized the token was refused
     │   ├── LabelStudioRefused     a request was refused: nothing was done
     │   └── LabelStudioDoubt       a creating call may or may not have taken effect
+    ├── AlertError                 an alert that could not be sent
     └── LeaseError                 another process is working on this database
 
 The command line prints `str(error)` on one line and exits with status 1; anything else is a bug and shows its
@@ -61,6 +64,10 @@ class SaliencyError(DataError):
     """A saliency map points nowhere: there is nothing to cut out."""
 
 
+class AddressRefused(ActivesegError):
+    """An address must not be asked, or answers with more than is allowed."""
+
+
 class CheckpointError(ActivesegError):
     """Weights are missing, altered or belong to another network."""
 
@@ -75,6 +82,10 @@ class NonFiniteScoreError(ActivesegError, ArithmeticError):
 
 class DeviceMemoryError(ActivesegError):
     """The memory of the device, or of the machine, is too small even for one image."""
+
+
+class NoRoomError(ActivesegError):
+    """A disk is full, or so full that nothing is begun on it. What was done stays; the next run goes on."""
 
 
 class LabelStudioError(ActivesegError):
@@ -95,6 +106,10 @@ class LabelStudioRefused(LabelStudioError):
 
 class LabelStudioDoubt(LabelStudioError):
     """A creating call may or may not have taken effect; look before calling again."""
+
+
+class AlertError(ActivesegError):
+    """An alert could not be sent."""
 
 
 class LeaseError(ActivesegError):

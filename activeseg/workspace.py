@@ -78,22 +78,30 @@ class Workspace:
 
         Raises ImageError where the file is gone or its content changed since the pool was synchronised.
         """
-        data = self._source_of(ref.uri).read(ref.uri)
+        data = self._source_of(ref.uri).read(ref.uri, max_bytes=self.settings.pool.max_bytes)
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise ImageError("the file changed since it was registered: run `activeseg pool sync`")
         return data
 
     def read_image(self, ref: ImageRef) -> npt.NDArray[np.uint8]:
-        """Pixels (H, W, 3) uint8, upright. Raises ImageError."""
-        from activeseg.imaging.decode import decode_image
+        """Pixels (H, W, 3) uint8, upright, decoded in a process of their own. Raises ImageError."""
+        from activeseg.imaging.sandbox import decode_image
 
         return decode_image(self.read_bytes(ref), max_pixels=self.settings.pool.max_pixels)
 
     def read_input(self, ref: ImageRef, policy: InputPolicy) -> Decoded:
-        """Pixels as a network with this policy takes them, and the image's own size. Raises ImageError."""
-        from activeseg.imaging.decode import decode_input
+        """Pixels as a network with this policy takes them, and the image's own size. Raises ImageError.
 
-        return decode_input(self.read_bytes(ref), policy, max_pixels=self.settings.pool.max_pixels)
+        Decoded in this process, as those bytes were decoded in one of their own when they were registered; with [pool]
+        isolation = "always" in one of their own each time.
+        """
+        limits = self.settings.pool
+        if limits.isolation == "always":
+            from activeseg.imaging.sandbox import decode_input
+        else:
+            from activeseg.imaging.decode import decode_input
+
+        return decode_input(self.read_bytes(ref), policy, max_pixels=limits.max_pixels)
 
     def read_mask(self, location: str, sha256: str | None = None, *, label_set: LabelSet | None = None) -> Mask:
         """A stored mask, as the label set it was stored for (default: today's) describes masks.

@@ -28,7 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 WORKSPACES = {"make_workspace", "make_sqlite_workspace", "trained_folder", "empty"}
 # Seconds a test takes, roughly, by its marker, and files that take a minute and more with few tests: they are begun first.
 EFFORT = {"labelstudio": 5.0, "slow": 1.0}
-LONG_FILES = {"test_killed_rounds.py": 120.0, "test_several_annotators.py": 120.0, "test_scenes.py": 60.0}
+LONG_FILES = {
+    "test_killed_rounds.py": 120.0,
+    "test_chaos.py": 120.0,
+    "test_several_annotators.py": 120.0,
+    "test_scenes.py": 60.0,
+}
 
 REQUIRED = {name for name in os.environ.get("ACTIVESEG_REQUIRE", "").split(",") if name}
 

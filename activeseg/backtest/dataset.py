@@ -25,8 +25,8 @@ from activeseg.config import Settings
 from activeseg.core.labels import UNLABELED, LabelSet, Mask, parse_classes
 from activeseg.errors import ConfigError, DataError
 from activeseg.imaging.class_folders import folder_names
-from activeseg.imaging.decode import probe
 from activeseg.imaging.mask_files import MaskFiles
+from activeseg.imaging.sandbox import probe
 from activeseg.storage.local import LocalSource, uri_to_path
 
 PARTS = ("train/images", "train/masks", "val/images", "val/masks")

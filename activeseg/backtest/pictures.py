@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter, ScalarFormatter
 from PIL import Image
 
 from activeseg.explain.sheet import GAP, Lettering, framed, line_up, stack, text_block, with_margin
-from activeseg.imaging.decode import decode_image
+from activeseg.imaging.sandbox import decode_image
 from activeseg.imaging.thumbnails import thumbnail
 
 _SIDE = 150

@@ -22,7 +22,7 @@ def main() -> None:
         if problem is None:
             raise
         sys.stdout.flush()
-        sys.stderr.write(f"error: {' '.join(problem.split())}\n")
+        sys.stderr.write(f"error: {_without_secrets(' '.join(problem.split()))}\n")
         sys.exit(1)
 
 
@@ -39,6 +39,12 @@ def _known_problem(error: Exception) -> str | None:
         # SQLite calls a misspelt column operational, too.
         return None if line.startswith("no such") else f"the database gave up: {line}"
     return None
+
+
+def _without_secrets(line: str) -> str:
+    # Before the settings were read this process knows none.
+    settings = sys.modules.get("activeseg.config")
+    return line if settings is None else str(settings.masked(line))
 
 
 class _LeavableFile(io.FileIO):

@@ -10,13 +10,18 @@ from typer.core import TyperGroup
 
 from activeseg import __version__
 from activeseg.cli import (
+    alerts,
     backtest,
+    backup,
+    config,
     database,
     dataset,
     demo,
     doctor,
+    drift,
     evaluate,
     explain,
+    gc,
     init,
     labeling,
     ls,
@@ -31,6 +36,7 @@ from activeseg.cli import (
     schedule,
     scoring,
     serve,
+    token,
     weights,
 )
 
@@ -96,7 +102,9 @@ for module in (
     demo,
     rounds,
     backtest,
+    gc,
+    backup,
 ):
     module.register(app)
-for module in (database, dataset, weights, ls):
+for module in (config, database, dataset, weights, token, ls, alerts, drift):
     module.register(app)

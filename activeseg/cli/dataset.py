@@ -104,6 +104,7 @@ def import_(
     from activeseg.db import lease
     from activeseg.db.models import Split
     from activeseg.errors import DataError
+    from activeseg.housekeeping import with_room
     from activeseg.stages.dataset import import_dataset
     from activeseg.stages.restore import import_from
 
@@ -111,6 +112,7 @@ def import_(
     with (
         workspace_of(context) as workspace,
         lease.holding(workspace.database),
+        with_room(workspace),
         progress_bar("import", quiet=as_json) as on_progress,
     ):
         if source is not None:

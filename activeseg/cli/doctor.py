@@ -124,6 +124,12 @@ def _disk(settings: Settings) -> str:
     folder = settings.path(settings.artifacts.dir)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / 1e9
+    floor = settings.housekeeping.min_free_gb
+    if free < floor:
+        raise NotReadyError(
+            f"{free:.2f} GB free where artifacts lie, below [housekeeping] min_free_gb ({floor:g}): nothing is begun; run "
+            "`activeseg gc` or free some"
+        )
     if free < LOW_DISK_GB:
         raise _Warning(f"{free:.1f} GB free where artifacts lie: free some, a checkpoint must fit")
     return f"{free:.1f} GB free"

@@ -53,6 +53,7 @@ def push(
     """Finish begun rounds and open a new one now: choose, predict, send to Label Studio."""
     from activeseg.db import lease
     from activeseg.errors import ConfigError
+    from activeseg.housekeeping import with_room
     from activeseg.loop import finish_round, preview_query, rounds_to_push, why_nothing_to_push
 
     if pre_annotate is None and any((classifier, weights, categories, mapped)):
@@ -74,11 +75,12 @@ def push(
         with client_of(workspace) as client, listening(quiet=as_json) as listener, lease.holding(workspace.database):
             if client is None:
                 raise ConfigError("no Label Studio: set [labelstudio] url in activeseg.toml")
-            reports = [
-                report
-                for row in rounds_to_push(workspace, size)
-                for report in finish_round(workspace, row, client, listener, pre_annotator=annotator)
-            ]
+            with with_room(workspace):
+                reports = [
+                    report
+                    for row in rounds_to_push(workspace, size)
+                    for report in finish_round(workspace, row, client, listener, pre_annotator=annotator)
+                ]
     print_reports(reports, as_json)
 
 
@@ -112,6 +114,7 @@ def pull(
     """Collect annotations from Label Studio; repeating it writes nothing new."""
     from activeseg.db import lease
     from activeseg.errors import ConfigError
+    from activeseg.housekeeping import with_room
     from activeseg.loop import collect
     from activeseg.records import StageReport
 
@@ -119,5 +122,6 @@ def pull(
     with workspace_of(context) as workspace, client_of(workspace) as client, lease.holding(workspace.database):
         if client is None:
             raise ConfigError("no Label Studio: set [labelstudio] url in activeseg.toml")
-        collect(workspace, client, reports.append, full=full)
+        with with_room(workspace):
+            collect(workspace, client, reports.append, full=full)
     print_reports(reports, as_json)

@@ -30,10 +30,11 @@ def train(
 ) -> None:
     """Train a challenger on the annotations that count today; the gate then promotes or refuses it."""
     from activeseg.db import lease
+    from activeseg.housekeeping import with_room
     from activeseg.stages.promote import promote_challengers
     from activeseg.stages.train import train_challenger
 
-    with workspace_of(context) as workspace, lease.holding(workspace.database):
+    with workspace_of(context) as workspace, lease.holding(workspace.database), with_room(workspace):
         with progress_bar("train", quiet=as_json) as on_progress:
             reports = [train_challenger(workspace, reason="asked for", on_progress=on_progress)]
         if promote:
@@ -51,11 +52,13 @@ def promote(
 ) -> None:
     """Let the gate decide about new checkpoints, or name one yourself."""
     from activeseg.db import lease
+    from activeseg.housekeeping import with_room
     from activeseg.stages.promote import promote_by_hand, promote_challengers
 
     with workspace_of(context) as workspace, lease.holding(workspace.database):
         if checkpoint is None:
-            report = promote_challengers(workspace)
+            with with_room(workspace):
+                report = promote_challengers(workspace)
         else:
             report = promote_by_hand(workspace, checkpoint, decided_by=getpass.getuser(), reason=reason)
     print_reports([report], as_json)
@@ -83,8 +86,10 @@ def checkpoints(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("", "checkpoint", "trained on", "val mIoU", "decision", "reason", "made")
-    keys = ("champion", "model_version", "num_images", "mean_iou", "decision", "reason", "created_at")
+    columns = ["", "checkpoint", "trained on", "val mIoU", "decision", "reason", "made"]
+    keys = ["champion", "model_version", "num_images", "mean_iou", "decision", "reason", "created_at"]
+    if any(row["file_removed"] for row in rows):
+        columns, keys = [*columns, "file removed by gc"], [*keys, "file_removed"]
     print_table(columns, [["*" if row["champion"] else "", *(row[key] for key in keys[1:])] for row in rows])
 
 
@@ -92,4 +97,5 @@ def _checkpoint_rows(workspace: Workspace) -> list[dict[str, Any]]:
     from activeseg.db import checkpoints as rows
 
     with workspace.database.read() as session:
-        return rows.overview(session)
+        found = rows.overview(session)
+    return [row | {"file_removed": workspace.artifacts.removed(row.pop("location"))} for row in found]

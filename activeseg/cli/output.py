@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from activeseg.wording import counted
+
 if TYPE_CHECKING:
     from activeseg.config import Settings
     from activeseg.labelstudio.client import LabelStudioClient
@@ -20,15 +22,21 @@ if TYPE_CHECKING:
     from activeseg.records import StageReport
     from activeseg.workspace import Workspace
 
+SERVICES = ("schedule", "serve", "ml-backend")
+"""Commands that keep running: they tell by their log what they do."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def settings_of(context: typer.Context) -> Settings:
     """The settings of the chosen configuration file."""
+    from activeseg import logs
     from activeseg.config import load_settings
 
     path: Path | None = context.obj
-    return load_settings(path)
+    settings = load_settings(path)
+    logs.configure(settings.log, service=context.info_name in SERVICES and not context.params.get("once"))
+    return settings
 
 
 @contextmanager
@@ -50,6 +58,14 @@ def client_of(workspace: Workspace) -> Iterator[LabelStudioClient | None]:
 
     with open_client(workspace.settings) as client:
         yield client
+
+
+def as_size(size: int) -> str:
+    """'1.3 GB', '540.0 MB', '12.0 kB' or '17 bytes'."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return counted(size, "byte")
 
 
 def print_json(data: Any) -> None:

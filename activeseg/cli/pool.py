@@ -29,7 +29,8 @@ def sync(
 ) -> None:
     """Register new, changed and vanished files; unreadable ones are quarantined with a reason."""
     from activeseg.db import lease
+    from activeseg.housekeeping import with_room
     from activeseg.stages.pool import sync_pool
 
-    with workspace_of(context) as workspace, lease.holding(workspace.database):
+    with workspace_of(context) as workspace, lease.holding(workspace.database), with_room(workspace):
         print_reports([sync_pool(workspace, full=full)], as_json)

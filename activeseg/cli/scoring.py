@@ -28,12 +28,14 @@ def score(
     """Score what the champion has not scored yet. Killed, or out of budget, it goes on where it stopped."""
     from activeseg.config.budget import Budget
     from activeseg.db import lease
+    from activeseg.housekeeping import with_room
     from activeseg.stages.score import score_pool
 
     allowed = None if budget is None else Budget.parse(budget)
     with (
         workspace_of(context) as workspace,
         lease.holding(workspace.database),
+        with_room(workspace),
         progress_bar("score", quiet=as_json) as on_progress,
     ):
         report = score_pool(workspace, budget=allowed, on_progress=on_progress)

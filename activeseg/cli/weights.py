@@ -27,10 +27,11 @@ def weights() -> None:
 @group.command("import")
 def import_(context: typer.Context, file: File, as_json: AsJson = False) -> None:
     """Check that the weights fit [model], and store them as safetensors. No code in the file is ever run."""
+    from activeseg.housekeeping import with_room
     from activeseg.nn.checkpoint import import_weights, read_weights
     from activeseg.nn.zoo import build_model, load_pretrained
 
-    with workspace_of(context) as workspace:
+    with workspace_of(context) as workspace, with_room(workspace):
         data = import_weights(file)
         model = workspace.settings.model
         module = build_model(
@@ -63,10 +64,11 @@ def adopt(
 ) -> None:
     """Make a checkpoint of a network trained elsewhere; the gate then promotes or refuses it."""
     from activeseg.db import lease
+    from activeseg.housekeeping import with_room
     from activeseg.stages.adopt import adopt_weights
     from activeseg.stages.promote import promote_challengers
 
-    with workspace_of(context) as workspace, lease.holding(workspace.database):
+    with workspace_of(context) as workspace, lease.holding(workspace.database), with_room(workspace):
         reports = [adopt_weights(workspace, file)]
         if promote:
             reports.append(promote_challengers(workspace))

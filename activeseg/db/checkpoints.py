@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,6 +86,12 @@ def previous_champion(session: Session) -> Checkpoint | None:
 
     A rollback takes back the promotions after its target, so a second one leads one further back, not forth again.
     """
+    line = champion_line(session)
+    return session.get_one(Checkpoint, line[-2]) if len(line) > 1 else None
+
+
+def champion_line(session: Session) -> list[int]:
+    """Ids of the champion (last) and of those it would be rolled back to, one after the other; empty without a champion."""
     statement = sa.select(Promotion.checkpoint_id, Promotion.decision).where(Promotion.decision != Decision.REFUSED)
     line: list[int] = []
     for checkpoint_id, decision in session.execute(statement.order_by(Promotion.id)):
@@ -92,7 +100,13 @@ def previous_champion(session: Session) -> Checkpoint | None:
                 line.pop()
         elif line[-1:] != [checkpoint_id]:
             line.append(checkpoint_id)
-    return session.get_one(Checkpoint, line[-2]) if len(line) > 1 else None
+    return line
+
+
+def champion_since(session: Session) -> datetime | None:
+    """When the champion became it; None without one."""
+    statement = sa.select(Promotion.created_at).where(Promotion.decision != Decision.REFUSED)
+    return session.scalar(statement.order_by(Promotion.id.desc()).limit(1))
 
 
 def decide(
@@ -144,6 +158,22 @@ def interrupted_training(session: Session) -> TrainingRun | None:
     """A run whose process died: its row still says running."""
     statement = sa.select(TrainingRun).where(TrainingRun.status == TrainingStatus.RUNNING).order_by(TrainingRun.id)
     return session.scalar(statement.limit(1))
+
+
+def resumable(session: Session) -> TrainingRun | None:
+    """The youngest run, where it failed: after a file was put back it may go on from its saved state."""
+    last = session.scalar(sa.select(TrainingRun).order_by(TrainingRun.id.desc()).limit(1))
+    return last if last is not None and last.status == TrainingStatus.FAILED else None
+
+
+def identity_of(run: TrainingRun) -> str:
+    """What tells a run from all others: numbers begin again in every database."""
+    return f"{run.id} {run.started_at.isoformat()}"
+
+
+def state_name(run: TrainingRun) -> str:
+    """Name of the file of a run's saved state, in the artifacts folder's `training/`."""
+    return f"{run.id}-{hashlib.sha256(identity_of(run).encode()).hexdigest()[:8]}.safetensors"
 
 
 def latest_training(session: Session) -> TrainingRun | None:
@@ -224,6 +254,7 @@ def overview(session: Session) -> list[dict[str, Any]]:
         sa.select(
             Checkpoint.id,
             Checkpoint.model_version,
+            Checkpoint.location,
             trained.scalar_subquery().label("num_images"),
             iou.scalar_subquery().label("mean_iou"),
             Promotion.decision,

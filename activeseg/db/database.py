@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
-from activeseg.errors import ConfigError, SchemaError
+from activeseg.errors import ConfigError, NoRoomError, SchemaError
 
 SCHEMA_REVISION = "0005"
 """The Alembic revision this version works with; a test compares it with the head of `migrations/`."""
 
 BUSY_SECONDS = 30
+SQLITE_FULL = 13
 
 
 class Fence(Protocol):
@@ -57,11 +58,19 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction for writing, refused with LeaseError when the fence no longer holds."""
-        with self._writing.begin() as session:
-            if self.fence is not None:
-                self.fence.check(session)
-            yield session
+        """A transaction for writing, refused with LeaseError when the fence no longer holds, NoRoomError on a full disk."""
+        try:
+            with self._writing.begin() as session:
+                if self.fence is not None:
+                    self.fence.check(session)
+                yield session
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            raise NoRoomError(
+                f"no room left for database {self.masked_url} ({_first_line(error)}): run `activeseg gc`, or free some room on "
+                "its disk; nothing of this transaction was written, and the next run goes on"
+            ) from error
 
     def revision(self) -> str | None:
         """The schema's Alembic revision; None for an empty database. Raises SchemaError where it cannot be opened."""
@@ -139,6 +148,12 @@ def _configure_sqlite(connection: Any, record: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     kind = connection.get_execution_options().get("activeseg_begin", "DEFERRED")
     connection.exec_driver_sql(f"BEGIN {kind}")
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether SQLite or PostgreSQL (53100 disk_full) has no room left on its disk."""
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "sqlite_errorcode", None) == SQLITE_FULL or getattr(cause, "sqlstate", None) == "53100"
 
 
 def _first_line(error: Exception) -> str:

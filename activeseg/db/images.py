@@ -16,6 +16,9 @@ from activeseg.records import ImageRef
 # Both databases bind more, but not without limit (SQLite: 32,766).
 MAX_BIND = 900
 
+# Parts of reasons (of [pool] limits; of `imaging.sandbox`) that say: the same bytes may be usable another time.
+_LIMITED = ("raise [pool] max_", "looked at again by the next sync")
+
 _LABELLED = sa.select(sa.column("image_id", sa.Integer)).select_from(sa.table("current_annotations"))
 
 T = TypeVar("T")
@@ -49,8 +52,8 @@ def by_uri(session: Session, uris: Sequence[str]) -> dict[str, list[Image]]:
 class KnownFile:
     """What is recorded of one content of a file.
 
-    decodes: it once could be decoded; limited: it was set aside by a limit in [pool]; stamp: as the storage gave it;
-    group: its clip or site.
+    decodes: it once could be decoded; limited: it was set aside by a limit in [pool], or for want of memory; stamp: as the
+    storage gave it; group: its clip or site.
     """
 
     id: int
@@ -66,7 +69,7 @@ class KnownFile:
 
 def known_files(session: Session, uris: Sequence[str]) -> dict[str, list[KnownFile]]:
     """All rows of these files, every content they ever had; without the cost of whole Image objects."""
-    limited = sa.func.coalesce(Image.reason.contains("raise [pool] max_", autoescape=True), sa.false())
+    limited = sa.func.coalesce(sa.or_(*(Image.reason.contains(part, autoescape=True) for part in _LIMITED)), sa.false())
     state = (Image.stamp, Image.status, Image.width.is_not(None), limited, Image.group_name)
     columns = (Image.id, Image.uri, Image.sha256, Image.size_bytes, *state)
     rows: dict[str, list[KnownFile]] = {}

@@ -64,10 +64,11 @@ def others_with_open_tasks(session: Session, labeling_project_id: int) -> list[L
 
 
 def store_prediction(session: Session, prediction: Prediction) -> Prediction:
-    """Insert a prediction, or return the one of the same image and source."""
+    """Insert a prediction, or return the one of the same image and source, with the entropy map where it had lost that."""
     statement = sa.select(Prediction).where(Prediction.image_id == prediction.image_id, Prediction.source == prediction.source)
     found = session.scalar(statement)
     if found is not None:
+        found.entropy_location = found.entropy_location or prediction.entropy_location
         return found
     session.add(prediction)
     session.flush()
@@ -81,6 +82,15 @@ def predictions_of(session: Session, source: str, image_ids: Sequence[int]) -> d
         statement = sa.select(Prediction).where(Prediction.source == source, Prediction.image_id.in_(block))
         found.update({row.image_id: row for row in session.scalars(statement)})
     return found
+
+
+def drawn(session: Session, source: str, image_ids: Sequence[int]) -> set[int]:
+    """Images whose prediction from this source is there with all that it came with.
+
+    Housekeeping takes the entropy map of a checkpoint's prediction away: one that is needed again is drawn again.
+    """
+    found = predictions_of(session, source, image_ids)
+    return {image for image, row in found.items() if row.checkpoint_id is None or row.entropy_location is not None}
 
 
 def latest_pre_annotation(session: Session, image_ids: Sequence[int]) -> str | None:

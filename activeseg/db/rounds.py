@@ -20,9 +20,20 @@ def open_tasks(session: Session) -> int:
     return session.scalar(sa.select(sa.func.count()).select_from(Query).where(Query.status.in_(OPEN))) or 0
 
 
+def tasks_with_annotators(session: Session) -> int:
+    """Queries that were handed out and that nobody has answered yet: without those of a round that is not sent yet."""
+    handed_out = sa.select(sa.func.count()).select_from(Query).where(Query.status == QueryStatus.PUSHED)
+    return session.scalar(handed_out) or 0
+
+
 def unfinished(session: Session, *statuses: RoundStatus) -> list[Round]:
     """Rounds that stand at one of these statuses, oldest first."""
     return list(session.scalars(sa.select(Round).where(Round.status.in_(statuses)).order_by(Round.number)))
+
+
+def stopped(session: Session) -> list[Round]:
+    """Begun rounds that stand still with an error, oldest first. A closed one keeps its reason, and waits for nothing."""
+    return [row for row in unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED) if row.error is not None]
 
 
 def latest(session: Session) -> Round | None:

@@ -6,13 +6,15 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import candidates, images, rounds
+from activeseg.db import candidates, drift, images, rounds
 from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Split
 from activeseg.wording import counted
 
 
 def why_no_round(session: Session, settings: Settings) -> str:
     """The reason that holds, and what to do. Ask where no round could be opened."""
+    if (held := drift.held(session, settings.drift, "push")) is not None:
+        return f"a new round {held}"
     open_tasks, limit = rounds.open_tasks(session), settings.selection.max_open_tasks
     if open_tasks >= limit:
         return (

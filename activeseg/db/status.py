@@ -9,16 +9,30 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import annotators, candidates, checkpoints, images, quarantine, rounds, scores, splits, truth
+from activeseg.db import (
+    alerts,
+    annotators,
+    candidates,
+    checkpoints,
+    drift,
+    images,
+    jobs,
+    quarantine,
+    rounds,
+    scores,
+    splits,
+    truth,
+)
 from activeseg.db.models import (
     Image,
     ImageStatus,
+    JobOutcome,
     JournalState,
     PushJournal,
-    Round,
     RoundStatus,
     Split,
 )
+from activeseg.db.models.columns import now
 from activeseg.db.rankings import latest_scoring_config
 from activeseg.db.standstill import why_no_round
 from activeseg.wording import counted
@@ -31,6 +45,7 @@ def read_status(session: Session, settings: Settings) -> dict[str, Any]:
     """Champion, images, annotations, coverage, the last rounds, what happens next, annotators and what went wrong."""
     champion = checkpoints.champion(session)
     counts = images.count_by_status(session)
+    last = jobs.last_of_each(session)
     return {
         "champion": _champion(session),
         "images": {_name(split, status): count for (split, status), count in sorted(counts.items())},
@@ -41,8 +56,15 @@ def read_status(session: Session, settings: Settings) -> dict[str, Any]:
         "rounds": _rounds(session),
         "next": _next(session, settings),
         "quarantined": _quarantined(session),
+        "jobs": [asdict(one) for one in last],
         "annotators": (people := annotators.overview(session)),
-        "problems": [*_problems(session), *_rubber_stamps(people, settings.labelstudio.rubber_stamp_seconds)],
+        "problems": [
+            *_problems(session),
+            *_cut_short(last, told={row.error for row in rounds.stopped(session)}),
+            *_drift(session, settings),
+            *_alerts(session),
+            *_rubber_stamps(people, settings.labelstudio.rubber_stamp_seconds),
+        ],
     }
 
 
@@ -87,7 +109,7 @@ def _quarantined(session: Session) -> dict[str, Any]:
 def _next(session: Session, settings: Settings) -> list[str]:
     """What a person, or the next `activeseg round run`, will do."""
     lines = []
-    open_tasks = rounds.open_tasks(session)
+    open_tasks = rounds.tasks_with_annotators(session)
     if open_tasks:
         where = "Label Studio" if settings.labelstudio.url else "`activeseg dataset import --split query`"
         lines.append(f"{counted(open_tasks, 'image')} to annotate ({where})")
@@ -105,8 +127,9 @@ def _next(session: Session, settings: Settings) -> list[str]:
     if not images.count_by_status(session):
         lines.insert(0, f"put images into {settings.images_uri} and run `activeseg pool sync`")
     elif not open_tasks and not begun:
-        left = candidates.has_candidates(session, None)
-        lines.append("`activeseg round run` opens a round" if left else why_no_round(session, settings))
+        left = candidates.has_candidates(session, None) and not drift.held(session, settings.drift, "push")
+        opens = "`activeseg round run`, or the scheduler's next one, opens a round"
+        lines.append(opens if left else why_no_round(session, settings))
     return lines
 
 
@@ -119,7 +142,7 @@ def _division(waiting: int, wanted: int | None) -> str:
 
 
 def _problems(session: Session) -> list[str]:
-    lines = [f"round {row.number}: {row.error}" for row in session.scalars(sa.select(Round).where(Round.error.is_not(None)))]
+    lines = [f"round {row.number}: {row.error}" for row in rounds.stopped(session)]
     lines += _quarantined_images(session)
     total, latest = quarantine.quarantined(session, limit=QUARANTINED_SHOWN)
     lines += [f"annotation quarantined: {one.name}: {one.reason}" for one in latest]
@@ -129,6 +152,33 @@ def _problems(session: Session) -> list[str]:
     doubtful = doubtful.where(PushJournal.state.in_([JournalState.INTENDED, JournalState.DOUBT]))
     if count := session.scalar(doubtful):
         lines.append(f"{counted(count, 'sending call')} ended in doubt; the next push looks the tasks up")
+    return lines
+
+
+def _cut_short(last: list[jobs.RunRecord], told: set[str | None]) -> list[str]:
+    """Jobs whose last run failed or died. told: errors of rounds, which the job that met them need not repeat."""
+    bad = (JobOutcome.FAILED, JobOutcome.ABANDONED)
+    return [
+        f"{one.job} {one.outcome} ({one.started_at:%Y-%m-%d %H:%M} UTC): {one.message or 'nothing is known'}"
+        for one in last
+        if one.outcome in bad and not (one.job in ("round", "push") and one.message in told)
+    ]
+
+
+def _drift(session: Session, settings: Settings) -> list[str]:
+    told = drift.problem(session, settings.drift)
+    return [told] if told else []
+
+
+def _alerts(session: Session) -> list[str]:
+    """Alerts that were tried and not sent: those that are tried again, and those given up, each with the youngest's reason."""
+    at, lines = now(), []
+    waiting = [(row, alerts.given_up(row, at)) for row in alerts.unsent(session, at)]
+    for gave_up, what in ((False, "could not be sent yet"), (True, "could not be sent for a day and will not be tried again")):
+        rows = [row for row, over in waiting if over is gave_up]
+        if rows:
+            reason = "; ".join((rows[0].error or "").splitlines())
+            lines.append(f"{counted(len(rows), 'alert')} {what} ({reason}): see `activeseg alerts`")
     return lines
 
 

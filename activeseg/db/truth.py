@@ -282,6 +282,15 @@ def groups_of(session: Session, split: Split) -> set[str]:
     return {group for group in session.scalars(statement) if group is not None}
 
 
+def copies_in(session: Session, image_ids: Sequence[int], split: Split) -> set[int]:
+    """Those of these images whose very bytes are those of an image in a split, by whatever name."""
+    there = sa.select(Image.sha256).where(Image.split == split)
+    found: set[int] = set()
+    for block in blocks(image_ids):
+        found.update(session.scalars(sa.select(Image.id).where(Image.id.in_(block), Image.sha256.in_(there))))
+    return found
+
+
 def untrained(session: Session, *, retry_failed: bool = True) -> int:
     """Current training annotations that no training has seen; what failed trainings saw counts as unseen, if so asked.
 

@@ -12,7 +12,8 @@ import torch
 from activeseg.core.entropy import entropy_map, max_entropy, predicted_channels
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.errors import ConfigError, ImageError
-from activeseg.imaging.decode import decode_image, resize_short_side
+from activeseg.imaging.decode import resize_short_side
+from activeseg.imaging.sandbox import decode_image
 from activeseg.nn.batches import Loaded
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import to_pixels

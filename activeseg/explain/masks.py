@@ -11,7 +11,8 @@ import numpy as np
 from activeseg.core.labels import LabelSet, Mask
 from activeseg.errors import ConfigError, MaskError, NotReadyError
 from activeseg.imaging.class_folders import class_folders, png_masks
-from activeseg.imaging.masks import decode_mask, decode_plane, decode_planes
+from activeseg.imaging.masks import decode_planes
+from activeseg.imaging.sandbox import decode_mask, decode_plane
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 

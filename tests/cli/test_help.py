@@ -14,9 +14,10 @@ COMMANDS = {
     "init", "db upgrade", "db downgrade", "db check", "pool sync", "dataset import", "dataset export",
     "weights import", "weights adopt", "weights classes", "networks", "train", "evaluate",
     "promote", "rollback", "checkpoints", "score", "rankings", "report", "push", "pull", "reconcile", "ls connect", "round run",
-    "status",
+    "round request", "status",
     "explain image", "explain saliency", "explain class-model", "explain localise", "explain figure", "explain sheet",
-    "schedule", "serve", "ml-backend", "doctor", "demo", "backtest",
+    "schedule", "runs", "serve", "ml-backend", "doctor", "demo", "backtest",
+    "alerts test", "drift accept", "gc", "backup", "restore", "config show", "token create", "token list", "token revoke",
 }  # fmt: skip
 
 
@@ -51,7 +52,9 @@ def test_a_command_can_print_json(name: str) -> None:
     assert "--json" in {option for parameter in FOUND[name].params for option in parameter.opts}
 
 
-@pytest.mark.parametrize("group", ["db", "pool", "dataset", "weights", "round", "explain", "ls"])
+@pytest.mark.parametrize(
+    "group", ["db", "pool", "dataset", "weights", "round", "explain", "ls", "alerts", "drift", "config", "token"]
+)
 def test_a_group_explains_itself(group: str) -> None:
     answer = CommandLine()(group, "--help")
     assert answer.code == 0

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from activeseg.db import checkpoints
 from activeseg.db.checkpoints import EvaluationFigures
@@ -58,6 +59,42 @@ def test_two_rollbacks_go_two_back(database: Database, rows: Rows) -> None:
     roll_back(database)
     assert pointer(database) == "a"
     assert former(database) is None
+
+
+def ranking(session: Session) -> list[tuple[str, int]]:
+    return [
+        tuple(row) for row in session.execute(sa.text("SELECT model_version, image_id FROM uncertainty_ranking ORDER BY rank"))
+    ]
+
+
+def test_a_rollback_moves_the_pointer_and_the_ranking_at_one_moment_or_not_at_all(database: Database, rows: Rows) -> None:
+    dull, bright = rows.image(), rows.image()
+    for version, scores in (("a", (1.0, 2.0)), ("b", (2.0, 1.0))):
+        config = rows.config(rows.checkpoint(version, Decision.PROMOTED))
+        for image, score in zip((dull, bright), scores, strict=True):
+            rows.score(config, image, score)
+    former, latest = [("a", bright), ("a", dull)], [("b", dull), ("b", bright)]
+
+    def roll(session: Session) -> None:
+        target = checkpoints.previous_champion(session)
+        assert target is not None
+        checkpoints.decide(session, target.id, Decision.ROLLED_BACK, "test", decided_by="test")
+
+    def killed_in_the_middle() -> None:
+        with database.write() as session:
+            roll(session)
+            assert ranking(session) == former
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed_in_the_middle()
+    assert pointer(database) == "b"
+    with database.write() as session:
+        roll(session)
+        with database.read() as beside:  # who reads meanwhile sees both as they were
+            assert (ranking(beside), checkpoints.require_champion(beside).model_version) == (latest, "b")
+    with database.read() as session:
+        assert (ranking(session), checkpoints.require_champion(session).model_version) == (former, "a")
 
 
 def test_a_promotion_after_a_rollback_goes_back_to_where_it_came_from(database: Database, rows: Rows) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from activeseg.db import requests
 from activeseg.db.bulk import insert_rows
 from activeseg.db.database import Database
-from activeseg.db.models import Checkpoint, Decision, Image, Score
+from activeseg.db.models import Checkpoint, Decision, Image, RequestRow, Score
 from activeseg.db.models.columns import now
 from activeseg.db.rankings import Cursor, ranking
 from activeseg.db.scores import work_pages
@@ -54,12 +55,12 @@ def plan(database: Database, statement: str, parameters: Any = None) -> str:
         return "\n".join(str(row[-1]) for row in rows)
 
 
-def asked(database: Database, call: Any) -> list[tuple[str, Any]]:
-    """The statements on scores that a function sends, with their parameters."""
+def asked(database: Database, call: Any, table: str = "scores") -> list[tuple[str, Any]]:
+    """The statements on a table that a function sends, with their parameters."""
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, text: str, parameters: Any, *_: Any) -> None:
-        if "scores" in text:
+        if table in text:
             statements.append((text, parameters))
 
     sa.event.listen(database.engine, "before_cursor_execute", note)
@@ -115,3 +116,17 @@ def test_pages_of_work_are_read_from_an_index_in_their_order(filled: Database, r
         assert not any(word in words for word in ("Sort", "TEMP B-TREE", "Seq Scan", "SCAN images")), words
     for text, parameters in ranked:
         assert_walks_the_ranking(plan(filled, text, parameters))
+
+
+def test_whether_a_request_waits_is_known_without_reading_those_that_were_taken(database: Database) -> None:
+    values = [("pull", {}, "label studio webhook", now(), now()) for _ in range(SIZE)]
+    with database.write() as session:
+        insert_rows(session, RequestRow, ("kind", "argument", "requested_by", "created_at", "taken_at"), values)
+        session.execute(sa.text("ANALYZE"))
+
+    def call() -> None:
+        with database.read() as session:
+            assert not requests.is_waiting(session, [requests.PULL, requests.ROUND])
+
+    [(text, parameters)] = asked(database, call, "requests")
+    assert "ix_requests_waiting" in plan(database, text, parameters)

@@ -32,8 +32,8 @@ class NoBrowser(Exception):
 
 
 @contextmanager
-def signed_in(url: str, email: str, password: str) -> Iterator[Any]:
-    """A page of somebody who has signed in."""
+def browsing() -> Iterator[Any]:
+    """An empty page of a real browser. Raises NoBrowser."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         raise NoBrowser("no browser: install Chromium (Debian: apt-get install chromium)")
@@ -44,13 +44,20 @@ def signed_in(url: str, email: str, password: str) -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=flags)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+@contextmanager
+def signed_in(url: str, email: str, password: str) -> Iterator[Any]:
+    """A page of somebody who has signed in to Label Studio."""
+    with browsing() as page:
         page.goto(url + "/user/login/")
         page.fill("input[name=email]", email)
         page.fill("input[name=password]", password)
         page.click("button[type=submit]")
         page.wait_for_url(lambda address: "login" not in address)
         yield page
-        browser.close()
 
 
 def picture(page: Any, number: int = 0) -> npt.NDArray[np.uint8]:
