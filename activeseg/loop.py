@@ -122,7 +122,8 @@ class _Failures:
         except LeaseError:
             raise
         except ActivesegError as error:
-            if self.errors:  # the first one is raised, and told by whoever called; these would be told by nobody
+            # The first one is raised, and told by whoever called; others would be told by nobody.
+            if self.errors and str(error) != str(self.errors[0]):
                 logging.getLogger(__name__).error("and also: %s", error)
             self.errors.append(error)
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 import sqlalchemy as sa
 
+from activeseg.config import masking
 from activeseg.db import migrate
 from activeseg.db.database import Database
 from activeseg.errors import ActivesegError
@@ -65,6 +66,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("ACTIVESEG_") and name not in keep:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests() -> None:
+    """What an earlier test of this process took for a secret is an ordinary word again."""
+    masking._KNOWN.clear()
+    masking._pattern.cache_clear()
 
 
 @pytest.fixture(scope="session")

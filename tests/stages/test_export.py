@@ -472,8 +472,10 @@ class Bucket:
     def list(self) -> Iterator[Entry]:
         return (Entry(path.name, path.stat().st_size) for path in self.folder.iterdir())
 
-    def get(self, key: str) -> bytes:
-        return (self.folder / key).read_bytes()
+    def get(self, key: str, max_bytes: int) -> bytes:
+        data = (self.folder / key).read_bytes()
+        assert len(data) <= max_bytes
+        return data
 
 
 def test_images_of_an_object_store_are_copied(make_sqlite_workspace: Make, tmp_path: Path) -> None:
