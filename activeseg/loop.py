@@ -73,12 +73,7 @@ def advance_round(
     Raises LeaseError at once where another process is at work, NotReadyError for an empty pool.
     """
     listener = listener or Listener()
-    reports: list[StageReport] = []
-
-    def note(report: StageReport) -> None:
-        reports.append(report)
-        listener.report(report)
-
+    reports, note = _noting(listener)
     failures = _Failures()
     with lease.holding(workspace.database):
         with failures.kept(), with_room(workspace):
@@ -106,6 +101,17 @@ def advance_round(
                 _carry_on(workspace, opened, client, note, listener)
     failures.raise_first()
     return reports
+
+
+def _noting(listener: Listener) -> tuple[list[StageReport], Callable[[StageReport], None]]:
+    """A list of reports, and what adds one to it and tells it."""
+    reports: list[StageReport] = []
+
+    def note(report: StageReport) -> None:
+        reports.append(report)
+        listener.report(report)
+
+    return reports, note
 
 
 class _Failures:
@@ -141,12 +147,7 @@ def collect_and_train(
     A training that failed is not tried again before there is something new; the nightly round does try again.
     """
     listener = listener or Listener()
-    reports: list[StageReport] = []
-
-    def note(report: StageReport) -> None:
-        reports.append(report)
-        listener.report(report)
-
+    reports, note = _noting(listener)
     with lease.holding(workspace.database):
         with with_room(workspace):
             collect(workspace, client, note)
@@ -160,12 +161,7 @@ def train_if_due(
 ) -> list[StageReport]:
     """Train and promote, if due, on what was collected before. One that failed is tried again."""
     listener = listener or Listener()
-    reports: list[StageReport] = []
-
-    def note(report: StageReport) -> None:
-        reports.append(report)
-        listener.report(report)
-
+    reports, note = _noting(listener)
     with lease.holding(workspace.database), with_room(workspace):
         _train_and_promote(workspace, client, note, listener, retry_failed=True)
     return reports
@@ -176,12 +172,7 @@ def finish_begun(
 ) -> list[StageReport]:
     """Take every begun round as far as annotators; opens none. One that fails keeps no other from it."""
     listener = listener or Listener()
-    reports: list[StageReport] = []
-
-    def note(report: StageReport) -> None:
-        reports.append(report)
-        listener.report(report)
-
+    reports, note = _noting(listener)
     failures = _Failures()
     with lease.holding(workspace.database):
         for row in _begun(workspace):

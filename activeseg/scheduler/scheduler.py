@@ -266,7 +266,10 @@ class Scheduler:
         """Said once, not every second."""
         level = logging.DEBUG if self._away else logging.WARNING
         self._away = True
-        self._log.log(level, "the database cannot be read; looking again every second: %s", first_line(error))
+        away = isinstance(error, sa.exc.SQLAlchemyError)
+        what = "the database cannot be read" if away else "a look failed"
+        # Anything else is a fault of this program, of which the trace is wanted.
+        self._log.log(level, "%s; looking again every second: %s", what, first_line(error), exc_info=not away)
 
     def _found(self) -> None:
         if self._away:
