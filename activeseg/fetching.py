@@ -8,19 +8,22 @@ The rules, all of which hold for each redirect, too:
 - Link-local addresses (cloud metadata), multicast, unspecified and reserved ones are never asked. Loopback is asked only
   where the host itself is written as loopback, so a public name cannot stand for this machine. Private networks are asked,
   because image servers and hooks live there: the operator named the host.
-- Bytes and seconds are limited for the whole answer, not for each part of it.
+- Bytes and seconds are limited for the whole answer, headers and redirects included, not for each part of it.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 from activeseg.errors import AddressRefused
@@ -53,16 +56,26 @@ def fetch(
     httpx.HTTPError where there is no answer.
     """
     until = time.monotonic() + seconds
-    timeout = httpx.Timeout(min(seconds, 30.0))
+    try:
+        return _fetch(url, hosts, max_bytes, until, seconds, headers or {})
+    except httpx.TimeoutException as error:
+        if time.monotonic() < until:
+            raise
+        raise _too_long(url, seconds) from error
+
+
+def _fetch(
+    url: str, hosts: Collection[str], max_bytes: int, until: float, seconds: float, headers: Mapping[str, str]
+) -> Answer:
     with (
         httpx.Client(
-            transport=PinnedTransport(hosts),
+            transport=PinnedTransport(hosts, inner=_transport_until(until)),
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
-            timeout=timeout,
+            timeout=httpx.Timeout(min(seconds, 30.0)),
             trust_env=False,
         ) as client,
-        client.stream("GET", url, headers={**(headers or {}), "Accept-Encoding": "identity"}) as answer,
+        client.stream("GET", url, headers={**headers, "Accept-Encoding": "identity"}) as answer,
     ):
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise AddressRefused(f"{url} answers packed, though it was asked not to: what that unpacks to nobody knows")
@@ -72,8 +85,12 @@ def fetch(
             if len(content) > max_bytes:
                 raise AddressRefused(f"{url} answers with more than the {max_bytes} bytes allowed")
             if time.monotonic() > until:
-                raise AddressRefused(f"{url} takes more than the {seconds:g} s allowed")
+                raise _too_long(url, seconds)
         return Answer(answer.status_code, answer.headers, bytes(content), str(answer.url))
+
+
+def _too_long(url: str, seconds: float) -> AddressRefused:
+    return AddressRefused(f"{url} takes more than the {seconds:g} s allowed")
 
 
 def host_of(url: str) -> str:
@@ -81,6 +98,66 @@ def host_of(url: str) -> str:
     with suppress(ValueError):
         return (urlsplit(url).hostname or "").lower()
     return ""
+
+
+def _transport_until(until: float) -> httpx.HTTPTransport:
+    """A transport of which nothing takes longer than until this moment of the monotonic clock.
+
+    httpx limits each read, and headers that come byte by byte are a read each: only the connection itself can see the end.
+    """
+    context = httpx.create_ssl_context()
+    transport = httpx.HTTPTransport(verify=context)
+    transport._pool = httpcore.ConnectionPool(ssl_context=context, network_backend=_Until(until))
+    return transport
+
+
+class _Until(httpcore.NetworkBackend):
+    """Connections that are given up at a moment."""
+
+    def __init__(self, until: float) -> None:
+        self._until, self._inner = until, httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _left(self._until, timeout)
+        return _UntilStream(self._inner.connect_tcp(host, port, left, local_address, socket_options), self._until)
+
+
+class _UntilStream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream, until: float) -> None:
+        self._inner, self._until = inner, until
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(self._until, timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _left(self._until, timeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = _left(self._until, timeout)
+        return _UntilStream(self._inner.start_tls(ssl_context, server_hostname, left), self._until)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _left(until: float, timeout: float | None) -> float:
+    """Seconds for the next step. Raises httpcore.ReadTimeout where none are left."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("no time is left")
+    return left if timeout is None else min(left, timeout)
 
 
 class PinnedTransport(httpx.BaseTransport):

@@ -11,7 +11,7 @@ file is missing, nothing stands still, and the canonical dump (`canonical.py`) o
 --takeover: how long after the holder of the lease died or stopped another process has it.
 
 Lines for people go to stderr, one for each kill; the figures go to stdout as JSON. Exit 1 on any loss, on kills that did not
-hit, on a takeover that took longer than the lease and 2 s.
+hit, on a takeover that took longer than the lease and 2 s. SIGTERM or SIGINT ends the servers and the program, too.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from typing import Any
 from bench_startup import machine
 from canonical import canonical_dump, differences
 from chaos_checks import Found, check
-from chaos_lives import Hangs, adopt_orphans, one_thread, orphans
-from chaos_servers import Databases, LabelStudio, databases, label_studio
+from chaos_lives import Hangs, adopt_orphans, end_lives, one_thread, orphans
+from chaos_servers import Databases, LabelStudio, databases, label_studio, leave_by_signals
 from chaos_site import Site, as_json, say
 from chaos_story import Disturbed, Stuck, tell_undisturbed
 from chaos_takeover import takeover
@@ -45,6 +45,7 @@ SHOWN = 20
 def main() -> None:
     options = parse_options()
     one_thread()
+    leave_by_signals()
     adopt_orphans()
     if options.takeover:
         report = takeover(options.takeover, ttl=options.ttl, kind=options.database, seed=options.seed)
@@ -82,6 +83,7 @@ def chaos(options: argparse.Namespace) -> dict[str, Any]:
         bases = stack.enter_context(databases(options.database))
         say("starting Label Studio")
         server = stack.enter_context(label_studio(folder / "label-studio"))
+        stack.callback(end_lives)
         report = _tell_twice(options, folder, server, bases)
     return report | {"seconds": round(time.monotonic() - started, 1)}
 

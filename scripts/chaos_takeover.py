@@ -78,22 +78,29 @@ def _once(url: str, ttl: float, name: str, after: float) -> tuple[float, bool]:
     """Kill or stop a holder some seconds after it began; seconds until we have the lease, and whether it was refused."""
     command = [sys.executable, __file__, url, str(ttl)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as holder:
-        if holder.stdout is None or holder.stdout.readline() != b"held\n":
-            raise RuntimeError("the holder did not get the lease")
-        time.sleep(after)
-        os.killpg(holder.pid, getattr(signal, name))
-        began = time.monotonic()
-        database = Database(url)
-        held = _wait_for(database, ttl)
-        waited = time.monotonic() - began
-        database.fence = held
-        _write(database, held.token)
-        refused = False
-        if name == "SIGSTOP":
-            os.killpg(holder.pid, signal.SIGCONT)
-            refused = holder.wait(60) == REFUSED
-        held.release()
-        database.close()
+        try:
+            return _take_over(holder, url, ttl, name, after)
+        finally:
+            holder.kill()  # also where this one was told to leave: it writes in a session of its own
+
+
+def _take_over(holder: subprocess.Popen[bytes], url: str, ttl: float, name: str, after: float) -> tuple[float, bool]:
+    if holder.stdout is None or holder.stdout.readline() != b"held\n":
+        raise RuntimeError("the holder did not get the lease")
+    time.sleep(after)
+    os.killpg(holder.pid, getattr(signal, name))
+    began = time.monotonic()
+    database = Database(url)
+    held = _wait_for(database, ttl)
+    waited = time.monotonic() - began
+    database.fence = held
+    _write(database, held.token)
+    refused = False
+    if name == "SIGSTOP":
+        os.killpg(holder.pid, signal.SIGCONT)
+        refused = holder.wait(60) == REFUSED
+    held.release()
+    database.close()
     return waited, refused
 
 

@@ -9,6 +9,7 @@ trains, promotes, scores and pushes. After each round the process is looked at f
 The first fifth of the rounds is the warm-up. Of the rest, the medians of the first and the last quarter are compared: exit 1
 where memory grew by more than 2 %, or file handles, threads, processes or connections by any. The slope is Theil and Sen's
 with its 95 % interval, per hour. A line for each round goes to stderr, the figures go to stdout as JSON.
+SIGTERM or SIGINT ends the servers and the process, too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 import sqlalchemy as sa
 from bench_startup import machine
 from chaos_lives import one_thread
-from chaos_servers import databases, label_studio
+from chaos_servers import databases, label_studio, leave_by_signals
 from chaos_site import BOOTSTRAP, QUERY, Site, as_json, say
 
 from activeseg.config import load_settings
@@ -58,6 +59,7 @@ def main() -> None:
         work(options.work)
         return
     one_thread()
+    leave_by_signals()
     started = time.monotonic()
     samples, outcomes = soak(options)
     report = {"machine": machine(), "system": platform.platform(), "database": options.database, "minutes": options.minutes}
@@ -120,8 +122,10 @@ def _worker(site: Site) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         yield process
-    finally:
         process.communicate()  # its input ends, and so does it
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _rounds(site: Site, process: subprocess.Popen[str], until: float) -> tuple[list[Sample], Counter[str]]:

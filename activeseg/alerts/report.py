@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from activeseg.alerts.delivery import deliver
 from activeseg.config import Settings
@@ -17,7 +16,7 @@ from activeseg.db.models.columns import now
 from activeseg.db.night import Night, read_night
 from activeseg.db.processes import this_host
 from activeseg.db.status import read_status
-from activeseg.wording import counted
+from activeseg.wording import counted, moment
 
 ABOUT = "night"
 _FIRST = timedelta(days=1)
@@ -48,17 +47,17 @@ def _fate(row: Alert) -> str:
 
 def report_text(status: dict[str, Any], night: Night, settings: Settings, *, since: datetime, at: datetime) -> str:
     """The report. status: what `db.status.read_status` tells."""
-    zone = ZoneInfo(settings.schedule.timezone)
+    zone = settings.zone
     problems: list[str] = status["problems"]
     trouble = counted(len(problems), "problem") if problems else "no problem"
     open_tasks = counted(night.open_tasks, "open task")
     head = f"activeseg on {this_host()}: {trouble}, {counted(night.annotated, 'annotation')}, {open_tasks}"
-    period = f"{since.astimezone(zone):%Y-%m-%d %H:%M} to {at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"
-    return "\n".join([head, period, "", *(f"{name:<12} {text}" for name, text in _lines(status, night))])
+    period = f"{moment(since, zone)} to {moment(at, zone)}"
+    return "\n".join([head, period, "", *(f"{name:<12} {text}" for name, text in _lines(status, night, zone))])
 
 
-def _lines(status: dict[str, Any], night: Night) -> Iterator[tuple[str, str]]:
-    yield "champion", _champion(status["champion"])
+def _lines(status: dict[str, Any], night: Night, zone: tzinfo) -> Iterator[tuple[str, str]]:
+    yield "champion", _champion(status["champion"], zone)
     for one in night.decisions:
         yield "decision", f"{one.model_version} {_DECIDED[one.decision]}: {one.reason}"
     for job in night.jobs:
@@ -71,21 +70,21 @@ def _lines(status: dict[str, Any], night: Night) -> Iterator[tuple[str, str]]:
     told += [f"{count} {what}" for what, count in (("skipped", night.skipped), ("quarantined", night.quarantined)) if count]
     yield "annotations", f"{', '.join(told)}; {counted(night.open_tasks, 'task')} open"
     yield from (("problem", problem) for problem in _few(status["problems"]))
-    yield from (("alert", _alert(row)) for row in night.alerts[:_MOST_LINES])
+    yield from (("alert", _alert(row, zone)) for row in night.alerts[:_MOST_LINES])
     yield from (("next", line) for line in _few(status["next"]))
 
 
-def _champion(champion: dict[str, Any] | None) -> str:
+def _champion(champion: dict[str, Any] | None, zone: tzinfo) -> str:
     if champion is None:
         return "none yet"
     quality = "" if champion["mean_iou"] is None else f", mIoU {champion['mean_iou']:.3f}"
-    return f"{champion['model_version']}{quality}, since {champion['since']:%Y-%m-%d}"
+    return f"{champion['model_version']}{quality}, since {champion['since'].astimezone(zone):%Y-%m-%d}"
 
 
-def _alert(row: Alert) -> str:
+def _alert(row: Alert, zone: tzinfo) -> str:
     fate = "" if row.sent_at is not None else " (not sent)"
     first = (row.message.splitlines() or [""])[0]
-    return f"{row.created_at:%H:%M} UTC {row.kind}: {first}{fate}"
+    return f"{row.created_at.astimezone(zone):%H:%M %Z} {row.kind}: {first}{fate}"
 
 
 def _few(lines: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from activeseg.db.alerts import AlertKind
 from activeseg.db.database import Database
 from activeseg.db.models import JobOutcome
 from activeseg.db.models.columns import now
-from activeseg.wording import counted
+from activeseg.wording import counted, moment
 
 MOST_INCIDENTS = 3
 """A job that fails and works by turns is told so often within [alerts] repeat_hours, then not before they are over."""
@@ -96,7 +96,7 @@ def note_idleness(session: Session, settings: Settings, *, at: datetime) -> None
     last = alerts.latest(session, (AlertKind.IDLE,))
     if at - since < timedelta(days=days) or (last is not None and last.created_at > since and at - last.created_at < wait):
         return
-    alone = f"and nobody annotated since {since:%Y-%m-%d %H:%M} UTC ([alerts] idle_days = {days:g})"
+    alone = f"and nobody annotated since {moment(since, settings.zone)} ([alerts] idle_days = {days:g})"
     message = f"{counted(tasks, 'open task')}, {alone}"
     alerts.note(session, AlertKind.IDLE, "annotations", message, at=at)
 

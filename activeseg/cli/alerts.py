@@ -27,21 +27,22 @@ def alerts(
     if context.invoked_subcommand is not None:
         return
     from activeseg.db import alerts as rows
+    from activeseg.db.models.columns import now
 
     with workspace_of(context) as workspace, workspace.database.read() as session:
-        found = rows.newest(session, limit=limit)
+        found, at = rows.newest(session, limit=limit), now()
     if as_json:
         names = ("id", "kind", "about", "message", "created_at", "sent_at", "attempts", "error")
-        print_json([{name: getattr(row, name) for name in names} for row in found])
+        print_json([{name: getattr(row, name) for name in names} | {"state": rows.state(row, at)} for row in found])
         return
-    columns = ("alert", "noted (UTC)", "kind", "about", "message", "sent", "attempts", "not sent because")
-    print_table(columns, [_cells(row) for row in found])
+    columns = ("alert", "noted", "kind", "about", "message", "sent", "attempts", "not sent because")
+    print_table(columns, [_cells(row, rows.state(row, at)) for row in found], zone=workspace.settings.zone)
 
 
-def _cells(row: Any) -> tuple[Any, ...]:
+def _cells(row: Any, state: str) -> tuple[Any, ...]:
     first = (row.message.splitlines() or [""])[0]
     because = "; ".join((row.error or "").splitlines()) or None
-    return (row.id, row.created_at, row.kind, row.about, first, row.sent_at, row.attempts, because)
+    return (row.id, row.created_at, row.kind, row.about, first, row.sent_at or state, row.attempts, because)
 
 
 @group.command(name="test")

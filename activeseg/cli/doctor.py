@@ -13,7 +13,7 @@ import typer
 
 from activeseg.cli.output import AsJson, print_json, settings_of
 from activeseg.errors import ActivesegError, NotReadyError
-from activeseg.wording import counted
+from activeseg.wording import counted, moment
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -218,6 +218,6 @@ def _asked_about_webhook(
         raise _Warning(f"the project's webhook {hook.id} {problem}: {remedy}")
     with workspace.database.read() as session:
         last = requests.last_asked(session, requests.PULL, requests.HINT)
-    came = f"the last hint came {last:%Y-%m-%d %H:%M} UTC" if last else "no hint came so far"
+    came = f"the last hint came {moment(last, workspace.settings.zone)}" if last else "no hint came so far"
     unseen = f"; only Label Studio {SERVER_VERSION} can be asked whether it calls this address"
     return f"hook {hook.id} to {hook.url} is in place; {came}" + ("" if can_be_asked(client.http) else unseen)

@@ -20,7 +20,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove files of the artifacts folder and logs that nothing needs any more, by [housekeeping].
+    """Remove files of the artifacts folder, logs and old records of runs that nothing needs any more, by [housekeeping].
 
     Kept are the champion and those a rollback goes to, the newest checkpoints, every mask an annotation refers to, what open
     tasks show, imported weights, the state of an interrupted training, and whatever is younger than keep_days.
@@ -38,6 +38,10 @@ def gc(
     if sizes:
         print_table(("kind", "files", "size"), [(kind, report.details[kind], as_size(size)) for kind, size in sizes.items()])
     what = "would be removed" if dry_run else "removed"
-    typer.echo(f"{counted(report.written, 'file')} {what}, {as_size(report.details['bytes'])}")
+    rows = report.details.get("rows", {})
+    files = report.written - sum(rows.values())
+    typer.echo(f"{counted(files, 'file')} {what}, {as_size(report.details['bytes'])}")
+    if rows:
+        typer.echo(f"old records {what}: {', '.join(f'{count} {name}' for name, count in rows.items())}")
     kept = ", ".join(f"{count} {why}" for why, count in report.details["checkpoints kept"].items())
     typer.echo(f"checkpoints kept: {kept or 'none'}")

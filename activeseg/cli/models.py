@@ -90,7 +90,8 @@ def checkpoints(context: typer.Context, as_json: AsJson = False) -> None:
     keys = ["champion", "model_version", "num_images", "mean_iou", "decision", "reason", "created_at"]
     if any(row["file_removed"] for row in rows):
         columns, keys = [*columns, "file removed by gc"], [*keys, "file_removed"]
-    print_table(columns, [["*" if row["champion"] else "", *(row[key] for key in keys[1:])] for row in rows])
+    lines = [["*" if row["champion"] else "", *(row[key] for key in keys[1:])] for row in rows]
+    print_table(columns, lines, zone=workspace.settings.zone)
 
 
 def _checkpoint_rows(workspace: Workspace) -> list[dict[str, Any]]:

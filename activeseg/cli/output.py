@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from activeseg.wording import counted
+from activeseg.wording import counted, moment
 
 if TYPE_CHECKING:
     from activeseg.config import Settings
@@ -90,8 +90,13 @@ def print_report(report: StageReport) -> None:
         typer.echo(f"  {name}: {problem}", err=True)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A table; as wide as it needs to be, so that a row is a line, where the output is no terminal."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None, zone: tzinfo | None = None
+) -> None:
+    """A table; as wide as it needs to be, so that a row is a line, where the output is no terminal.
+
+    zone: of the times in it; a table with times needs one.
+    """
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
@@ -101,7 +106,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
         numeric = all(isinstance(row[index], int | float) or row[index] is None for row in rows)
         table.add_column(column, justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(_cell(value, zone) for value in row))
     # File names and class names are no markup: "[red]" and ":car:" stay as they are.
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
@@ -109,7 +114,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     console.print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, zone: tzinfo | None) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -117,7 +122,9 @@ def _cell(value: Any) -> str:
             return f"{value:.3g}"
         return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M")
+        if zone is None:
+            raise TypeError("a table with times needs a zone to tell them in")
+        return moment(value, zone)
     return str(value)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
+from datetime import tzinfo
 from typing import Annotated, Any
 
 import typer
 
 from activeseg.cli.output import AsJson, as_size, client_of, listening, print_json, print_reports, print_table, workspace_of
+from activeseg.wording import moment
 
 group = typer.Typer(help="Advance the loop.", no_args_is_help=True)
 
@@ -70,14 +72,14 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json(data)
     else:
-        _print_status(data)
+        _print_status(data, workspace.settings.zone)
 
 
-def _print_status(data: dict[str, Any]) -> None:
+def _print_status(data: dict[str, Any], zone: tzinfo) -> None:
     champion = data["champion"]
     if champion:
         quality = f", val mIoU {champion['mean_iou']:.3f}" if champion["mean_iou"] is not None else ""
-        typer.echo(f"champion     {champion['model_version']}{quality}, since {champion['since']:%Y-%m-%d %H:%M} UTC")
+        typer.echo(f"champion     {champion['model_version']}{quality}, since {moment(champion['since'], zone)}")
     else:
         typer.echo("champion     none yet")
     images = ", ".join(f"{name} {count}" for name, count in data["images"].items())
@@ -86,7 +88,7 @@ def _print_status(data: dict[str, Any]) -> None:
     typer.echo(f"coverage     {data['coverage']:.0%} of the pool scored" if data["coverage"] is not None else "coverage     -")
     for run in data["jobs"]:
         said = f": {run['message']}" if run["message"] else ""
-        typer.echo(f"last {run['job']:<7} {run['outcome']} {run['started_at']:%Y-%m-%d %H:%M} UTC{said}")
+        typer.echo(f"last {run['job']:<7} {run['outcome']} {moment(run['started_at'], zone)}{said}")
     typer.echo(f"disk         {', '.join(f'{kind} {as_size(size)}' for kind, size in data['disk'].items() if size)}")
     for line in data["next"]:
         typer.echo(f"next         {line}")
@@ -94,7 +96,8 @@ def _print_status(data: dict[str, Any]) -> None:
         typer.echo(f"problem      {problem}")
     if data["rounds"]:
         columns = ("round", "status", "acquisition", "images", "annotated", "skipped", "open", "opened")
-        print_table(columns, [[row[name if name != "opened" else "opened_at"] for name in columns] for row in data["rounds"]])
+        rows = [[row[name if name != "opened" else "opened_at"] for name in columns] for row in data["rounds"]]
+        print_table(columns, rows, zone=zone)
 
 
 def _annotations(data: dict[str, Any]) -> str:

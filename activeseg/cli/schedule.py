@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from activeseg.cli.output import AsJson, print_json, print_table, workspace_of
+from activeseg.wording import moment
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
+    from activeseg.db.jobs import RunRecord
     from activeseg.scheduler import Job, JobResult
 
 NEXT_TIMES = 3
@@ -70,7 +72,7 @@ def runs(
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, youngest first.")] = RUNS_SHOWN,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the scheduler ran: when, how it ended, and the file of its log lines."""
+    """Show what the scheduler ran: when, who asked for it, how it ended, and the file of its log lines."""
     from activeseg.db import jobs
 
     with workspace_of(context) as workspace, workspace.database.read() as session:
@@ -78,12 +80,13 @@ def runs(
     if as_json:
         print_json([asdict(one) for one in found])
         return
-    columns = ("run", "job", "planned (UTC)", "started (UTC)", "ended (UTC)", "outcome", "what", "host", "log")
-    rows = [
-        (one.run, one.job, one.planned_at, one.started_at, one.ended_at, one.outcome, one.message, one.host, one.log)
-        for one in found
-    ]
-    print_table(columns, rows)
+    columns = ("run", "job", "planned", "asked for by", "started", "ended", "outcome", "what", "host", "log")
+    print_table(columns, [_cells(one) for one in found], zone=workspace.settings.zone)
+
+
+def _cells(one: RunRecord) -> tuple[object, ...]:
+    when = (one.planned_at, one.asked_by, one.started_at, one.ended_at)
+    return (one.run, one.job, *when, one.outcome, one.message, one.host, one.log)
 
 
 def _show_plan(planned: list[Job], zone: ZoneInfo, now: datetime, as_json: bool) -> None:
@@ -93,14 +96,14 @@ def _show_plan(planned: list[Job], zone: ZoneInfo, now: datetime, as_json: bool)
         return
     typer.echo(f"scheduler started, times in {zone.key}; Ctrl-C stops it")
     for name, text, times in plan:
-        typer.echo(f"  {name:<6} {text:<14} next {', '.join(_local(time, zone) for time in times)}")
+        typer.echo(f"  {name:<6} {text:<14} next {', '.join(moment(time, zone) for time in times)}")
 
 
 def _show(result: JobResult, zone: ZoneInfo, as_json: bool) -> None:
     if as_json:
         _print_document(asdict(result))
         return
-    when = _local(result.planned_at or result.started_at, zone)
+    when = moment(result.planned_at or result.started_at, zone)
     typer.echo(f"{when}  {result.job} {result.outcome}: {result.message} ({result.seconds:.1f} s)")
 
 
@@ -108,7 +111,3 @@ def _print_document(data: Any) -> None:
     print_json(data)
     # A reader at the other end of a pipe waits for this line, not for a full buffer.
     sys.stdout.flush()
-
-
-def _local(time: datetime, zone: ZoneInfo) -> str:
-    return f"{time.astimezone(zone):%Y-%m-%d %H:%M %Z}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from activeseg.cli.output import AsJson, print_json, print_table, workspace_of
+from activeseg.wording import moment
 
 
 class ScopeName(StrEnum):
@@ -48,7 +49,7 @@ def create(
         print_json({"name": name, "token": text, "scopes": sorted(wanted), "expires_at": ends})
         return
     typer.echo(text)
-    until = f"until {ends:%Y-%m-%d %H:%M} UTC" if ends else "until it is revoked"
+    until = f"until {moment(ends, workspace.settings.zone)}" if ends else "until it is revoked"
     typer.echo(f"{name} may {' and '.join(sorted(wanted, reverse=True))} {until}; the token is not shown again", err=True)
 
 
@@ -73,7 +74,7 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
         print_json(rows)
         return
     columns = ("name", "state", "scopes", "created", "expires", "revoked")
-    print_table(columns, [list(row.values()) for row in rows])
+    print_table(columns, [list(row.values()) for row in rows], zone=workspace.settings.zone)
 
 
 @group.command()
@@ -90,7 +91,7 @@ def revoke(
     if as_json:
         print_json({"name": name, "revoked_at": since})
     else:
-        typer.echo(f"{name} opens nothing any more (revoked {since:%Y-%m-%d %H:%M} UTC)")
+        typer.echo(f"{name} opens nothing any more (revoked {moment(since, workspace.settings.zone)})")
 
 
 def _end(text: str | None) -> datetime | None:

@@ -122,6 +122,12 @@ class HousekeepingSection(Section):
     keep_rollbacks: int = Field(3, ge=1, description="former champions kept, so that a rollback finds them")
     keep_days: float = Field(30.0, ge=0, description="nothing younger than this is removed")
     log_days: float = Field(30.0, gt=0, description="log files older than this are removed")
+    # Longer than any [schedule] catch_up_hours: what may still be made up is never forgotten.
+    keep_runs_days: float = Field(
+        90.0,
+        ge=2,
+        description="records of runs, planned times and requests older than this are removed, with the runs' log files",
+    )
     min_free_gb: float = Field(
         1.0, ge=0, description="a stage that writes files does not begin with less than this free on the artifacts' disk"
     )

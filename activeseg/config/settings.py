@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -141,6 +142,11 @@ class Settings(BaseSettings):
             with suppress(UnicodeDecodeError):
                 images = unquote(images.removeprefix("file://"), errors="strict")
         return images if "://" in images else os.path.abspath(self.path(Path(images)))
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone people are told times in; JSON and the database have UTC."""
+        return ZoneInfo(self.schedule.timezone)
 
     def labelstudio_token(self) -> SecretStr:
         """Label Studio's token from the environment or `token_file`. Raises ConfigError where neither is set."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -76,19 +77,20 @@ def newest(session: Session, *, limit: int | None = None, since: datetime | None
 
 def due(session: Session, at: datetime) -> list[Alert]:
     """What is to be sent now, the least tried first. Tests are sent by who asks for them, and by nobody else."""
-    rows = session.scalars(sa.select(Alert).where(*_waiting(at)).order_by(Alert.attempts, Alert.id))
+    rows = session.scalars(sa.select(Alert).where(*to_be_sent(at)).order_by(Alert.attempts, Alert.id))
     return [row for row in rows if row.attempts < len(RETRIES) and row.created_at + RETRIES[row.attempts] <= at]
 
 
 def waiting(session: Session, at: datetime) -> int:
     """How many alerts are still to be sent: not those that were given up, nor tests."""
-    return session.scalar(sa.select(sa.func.count()).select_from(Alert).where(*_waiting(at))) or 0
+    return session.scalar(sa.select(sa.func.count()).select_from(Alert).where(*to_be_sent(at))) or 0
 
 
-def _waiting(at: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+def to_be_sent(at: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """Conditions on `Alert` that hold for what still waits to be sent: not for what was given up, nor for tests."""
     # What no attempt came to an end with waits however old it is: the process may have been killed in the midst of it.
     tried = sa.or_(Alert.error.is_(None), Alert.created_at > at - GIVEN_UP_AFTER)
-    return Alert.sent_at.is_(None), Alert.kind != AlertKind.TEST, tried
+    return Alert.sent_at.is_(None), Alert.kind != AlertKind.TEST, Alert.attempts < len(RETRIES), tried
 
 
 def claim(session: Session, row: Alert) -> bool:
@@ -113,7 +115,16 @@ def unsent(session: Session, at: datetime) -> list[Alert]:
 
 def given_up(row: Alert, at: datetime) -> bool:
     """Whether an alert that was not sent is not tried any more."""
-    return row.error is not None and (row.attempts >= len(RETRIES) or row.created_at <= at - GIVEN_UP_AFTER)
+    return row.attempts >= len(RETRIES) or (row.error is not None and row.created_at <= at - GIVEN_UP_AFTER)
+
+
+def state(row: Alert, at: datetime) -> Literal["sent", "waiting", "given up", "not sent"]:
+    """What became of it; 'not sent' of a test, which is tried once."""
+    if row.sent_at is not None:
+        return "sent"
+    if row.kind == AlertKind.TEST:
+        return "not sent"
+    return "given up" if given_up(row, at) else "waiting"
 
 
 def idle_since(session: Session) -> tuple[datetime, int] | None:

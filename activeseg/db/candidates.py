@@ -8,6 +8,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.db.images import blocks
 from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Score, Split
 
 IN_POOL = sa.and_(Image.split == Split.POOL, Image.status == ImageStatus.ACTIVE)
@@ -44,6 +45,15 @@ def has_candidates(session: Session, scoring_config_id: int | None) -> bool:
     if scoring_config_id is not None:
         statement = statement.join(Score, Score.image_id == Image.id).where(Score.scoring_config_id == scoring_config_id)
     return session.scalar(statement.limit(1)) is not None
+
+
+def all_free(session: Session, image_ids: Collection[int]) -> bool:
+    """Whether every one of these images may still be asked about."""
+    free = sum(
+        session.scalar(sa.select(sa.func.count()).select_from(Image).where(free_pool(), Image.id.in_(block))) or 0
+        for block in blocks(list(image_ids))
+    )
+    return free == len(image_ids)
 
 
 def any_grouped(session: Session) -> bool:

@@ -19,6 +19,10 @@ SCHEMA_REVISION = "0005"
 BUSY_SECONDS = 30
 SQLITE_FULL = 13
 
+IDLE_SECONDS = 60.0
+"""How long PostgreSQL waits for a process in the middle of a write transaction before it ends that: no longer than a lease
+lives. Time counts between two statements only, where nothing is worked out while a transaction may write."""
+
 
 class Fence(Protocol):
     """Something that must still hold inside every write transaction (a lease)."""
@@ -63,6 +67,8 @@ class Database:
             with self._writing.begin() as session:
                 if self.fence is not None:
                     self.fence.check(session)
+                elif self.dialect == "postgresql":
+                    session.execute(sa.select(idle_at_most(IDLE_SECONDS)))
                 yield session
         except Exception as error:
             if not _is_full(error):
@@ -102,6 +108,14 @@ class Database:
     def close(self) -> None:
         """Return all connections."""
         self.engine.dispose()
+
+
+def idle_at_most(seconds: float) -> sa.ColumnElement[str]:
+    """Selected in a transaction of PostgreSQL: the server ends it once it has heard nothing for so long between two statements.
+
+    A process that is paused, or whose host is gone, would otherwise keep its locks for ever.
+    """
+    return sa.func.set_config("idle_in_transaction_session_timeout", f"{seconds:.3f}s", True)
 
 
 def _parse(text: str) -> sa.URL:

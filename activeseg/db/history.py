@@ -9,7 +9,10 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.db import alerts
+from activeseg.db.alerts import AlertKind
 from activeseg.db.models import Alert, Checkpoint, Promotion, RequestRow
+from activeseg.db.models.columns import now
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,15 @@ class DecisionRow:
 
 
 def waiting_alerts(session: Session, *, limit: int) -> list[AlertRow]:
-    """Those nobody was told of yet, oldest first."""
-    return _alerts(session, sa.select(Alert).where(Alert.sent_at.is_(None)).order_by(Alert.id).limit(limit))
+    """Those still to be sent, oldest first."""
+    return _alerts(session, sa.select(Alert).where(*alerts.to_be_sent(now())).order_by(Alert.id).limit(limit))
+
+
+def given_up_alerts(session: Session, *, limit: int) -> list[AlertRow]:
+    """Those nobody was told of and nobody will be, youngest first; a test that was not taken is none."""
+    waits = sa.and_(*alerts.to_be_sent(now()))
+    unsent = sa.select(Alert).where(Alert.sent_at.is_(None), Alert.kind != AlertKind.TEST, ~waits)
+    return _alerts(session, unsent.order_by(Alert.id.desc()).limit(limit))
 
 
 def last_alerts(session: Session, *, limit: int) -> list[AlertRow]:

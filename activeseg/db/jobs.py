@@ -35,7 +35,11 @@ RECENT = 1000
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as people are told of it. outcome: 'abandoned' also where that is not written down yet."""
+    """A run as people are told of it. outcome: 'abandoned' also where that is not written down yet.
+
+    asked_by: whose request it serves; None for one that was planned or begun by hand, and for one that was cut off and gave
+    its request back.
+    """
 
     run: int
     job: str
@@ -47,6 +51,7 @@ class RunRecord:
     host: str
     pid: int
     log: str | None
+    asked_by: str | None
 
 
 def claim_slot(session: Session, job: str, planned_at: datetime, *, at: datetime, catching_up: bool = False) -> JobRun | None:
@@ -157,14 +162,26 @@ def last_of_each(session: Session, *, ttl: float = TTL_SECONDS) -> list[RunRecor
 
 def _told(session: Session, statement: sa.Select[JobRun], ttl: float) -> list[RunRecord]:
     dead = set(session.scalars(_dead(session, ttl).with_only_columns(JobRun.id)))
-    return [_record(row, dead=row.id in dead) for row in session.scalars(statement)]
+    rows = list(session.scalars(statement))
+    asked = _asked_by(session, rows)
+    return [_record(row, asked.get((row.job, row.started_at)), dead=row.id in dead) for row in rows]
 
 
-def _record(row: JobRun, *, dead: bool) -> RunRecord:
+def _asked_by(session: Session, rows: Sequence[JobRun]) -> dict[tuple[str, datetime], str]:
+    """Who asked for the runs that are not planned, by job and start: a run begins at the moment its request is taken."""
+    starts = [row.started_at for row in rows if row.planned_at is None]
+    if not starts:
+        return {}
+    between = RequestRow.taken_at.between(min(starts), max(starts))
+    found = sa.select(RequestRow.kind, RequestRow.taken_at, RequestRow.requested_by).where(between)
+    return {(kind, taken_at): by for kind, taken_at, by in session.execute(found) if taken_at is not None}
+
+
+def _record(row: JobRun, asked_by: str | None, *, dead: bool) -> RunRecord:
     outcome = JobOutcome.ABANDONED if dead else row.outcome
     message = "not heard of any more" if dead else row.message
     whole = (row.id, row.job, row.planned_at, row.started_at, row.ended_at)
-    return RunRecord(*whole, outcome, message, row.host, row.pid, row.log)
+    return RunRecord(*whole, outcome, message, row.host, row.pid, row.log, asked_by)
 
 
 def _dead(session: Session, ttl: float) -> sa.Select[JobRun]:

@@ -2,19 +2,25 @@
 
 A holder that was paused past its expiry finds a larger token in the row: its next write transaction raises LeaseError
 (`Database.fence`), so nothing it still believes can reach the tables.
+
+One that was paused in the middle of a transaction keeps the row itself. PostgreSQL ends a transaction in which nothing was
+said for the lease's time to live; where the server waits in the middle of a statement (COPY, a large answer), whoever comes
+next ends it. SQLite keeps its one lock for as long as the process lives.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from activeseg.db.database import Database
+from activeseg.db.database import IDLE_SECONDS, Database, idle_at_most
 from activeseg.db.models import Lease
 from activeseg.db.processes import is_gone, this_process
 from activeseg.errors import LeaseError
@@ -24,11 +30,15 @@ LOOP = "loop"
 FILES = "files"
 """The lease of whoever copies stored files, or removes them; the loop only adds some, and goes on."""
 
-TTL_SECONDS = 60.0
+TTL_SECONDS = IDLE_SECONDS
 
-IDLE_SECONDS = 600.0
-"""How long PostgreSQL waits for a process in the middle of a writing transaction. More than choosing the images of a round
-takes, which is the longest that anything works out while it may write."""
+LOCK_SECONDS = 1.0
+"""How long a statement on the lease's row waits for it at a time, on PostgreSQL."""
+_LOCK_NOT_AVAILABLE = "55P03"
+
+_LOCKS = 7_206_115
+"""First half of PostgreSQL's advisory locks: shared by each transaction that takes a lease or writes under it, held alone while
+the tables are replaced. The second half is the lease's name."""
 
 # julianday has a resolution of a millisecond; strftime('%s') would cut to seconds.
 CLOCK = {
@@ -48,9 +58,11 @@ class HeldLease:
         row = sa.select(Lease.token).where(Lease.name == self.name).with_for_update()
         if self.database.dialect == "postgresql":
             # A process that is paused in the middle of this transaction would keep the row, and with it everybody, for ever.
-            idle = f"{max(self.ttl, IDLE_SECONDS):.3f}s"
-            row = row.add_columns(sa.func.set_config("idle_in_transaction_session_timeout", idle, True))
-        found = session.scalar(row)
+            row = row.add_columns(idle_at_most(self.ttl), sa.func.pg_try_advisory_xact_lock_shared(_LOCKS, _number(self.name)))
+        answer = session.execute(row).first()
+        found = None if answer is None else answer[0]
+        if answer is not None and answer[-1] is False:
+            raise LeaseError(_RESTORING)
         if found != self.token:
             raise LeaseError(f"the lease {self.name!r} went to another process (token {self.token} -> {found}); this one stops")
 
@@ -58,14 +70,14 @@ class HeldLease:
         """Move the expiry forward; False once another process took over."""
         clock = CLOCK[self.database.dialect]
         statement = f"UPDATE leases SET expires_at = {clock} + :ttl WHERE name = :name AND token = :token"
-        with self.database.engine.begin() as connection:
+        with _short(self.database, self.ttl) as connection:
             changed = connection.execute(sa.text(statement), {"ttl": self.ttl, "name": self.name, "token": self.token})
             return changed.rowcount == 1
 
     def release(self) -> None:
         """Let the next process in at once."""
         statement = "UPDATE leases SET expires_at = 0 WHERE name = :name AND token = :token"
-        with self.database.engine.begin() as connection:
+        with _short(self.database, self.ttl) as connection:
             connection.execute(sa.text(statement), {"name": self.name, "token": self.token})
 
 
@@ -82,15 +94,100 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = leases.token + 1, expires_at = excluded.expires_at
         WHERE leases.expires_at < {clock} RETURNING token"""
     )
-    with database.engine.begin() as connection:
-        token = connection.scalar(statement, {"name": name, "holder": holder, "ttl": ttl})
-    if token is None:
+    until = time.monotonic() + ttl + 2 * LOCK_SECONDS
+    while (token := _taken(database, name, statement, holder, ttl)) is None:
         with database.read() as session:
             other = session.get(Lease, name)
-        raise LeaseError(
-            f"another process is at work on this database ({other.holder if other else 'unknown'}); try again later"
-        )
+            free = _is_expired(session, name)
+        if not free or time.monotonic() > until:
+            raise LeaseError(
+                f"another process is at work on this database ({other.holder if other else 'unknown'}); try again later"
+            )
+        # Its time is over and its row is locked: somebody is in the middle of a write, or was paused there.
+        _end_paused(database, name, ttl)
     return HeldLease(database, name, holder, token, ttl)
+
+
+def _taken(database: Database, name: str, statement: sa.TextClause, holder: str, ttl: float) -> int | None:
+    """The new token; None where another process has the lease, or its row for longer than LOCK_SECONDS."""
+    try:
+        with _short(database, ttl) as connection:
+            if database.dialect == "postgresql":
+                allowed = sa.select(sa.func.pg_try_advisory_xact_lock_shared(_LOCKS, _number(name)))
+                if not connection.scalar(allowed):
+                    raise LeaseError(_RESTORING)
+            token: int | None = connection.scalar(statement, {"name": name, "holder": holder, "ttl": ttl})
+            return token
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        return None
+
+
+_RESTORING = "a backup is being restored into this database; try again later"
+
+
+def _number(name: str) -> int:
+    """Of a lease, for an advisory lock."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
+
+
+@contextmanager
+def _short(database: Database, ttl: float) -> Iterator[sa.Connection]:
+    """A transaction of one statement on the lease's row, which a process may be paused in as well."""
+    with database.engine.begin() as connection:
+        if database.dialect == "postgresql":
+            wait = f"{min(LOCK_SECONDS, ttl / 3):.3f}s"
+            connection.execute(sa.select(idle_at_most(ttl), sa.func.set_config("lock_timeout", wait, True)))
+        yield connection
+
+
+def _is_expired(session: Session, name: str) -> bool:
+    clock = sa.literal_column(CLOCK[session.get_bind().dialect.name], sa.Double)
+    return bool(session.scalar(sa.select(sa.exists().where(Lease.name == name, Lease.expires_at < clock))))
+
+
+def _end_paused(database: Database, name: str, ttl: float) -> None:
+    """End connections that write under a lease that ran out, and for `ttl` seconds have not said or taken what the server waits
+    for in the middle of a statement: there PostgreSQL counts no idle time."""
+    if database.dialect != "postgresql":
+        return
+    statement = sa.text(
+        """SELECT pg_terminate_backend(activity.pid) FROM pg_locks AS held JOIN pg_stat_activity AS activity USING (pid)
+        WHERE held.locktype = 'advisory' AND held.classid = :locks AND held.objid = :number AND held.objsubid = 2
+        AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND activity.pid <> pg_backend_pid() AND activity.state = 'active' AND activity.wait_event_type = 'Client'
+        AND activity.state_change < clock_timestamp() - make_interval(secs => :ttl)"""
+    )
+    try:
+        with database.engine.begin() as connection:
+            connection.execute(statement, {"locks": _LOCKS, "number": _number(name), "ttl": ttl})
+    except sa.exc.ProgrammingError as error:  # of another role, which this one may not end
+        logging.getLogger(__name__).debug("a paused holder of %r could not be ended: %s", name, error.orig)
+
+
+@contextmanager
+def barred(database: Database, names: Sequence[str]) -> Iterator[None]:
+    """Let nobody take these leases, nor write under them, though the table itself is replaced meanwhile. PostgreSQL only: on
+    SQLite the row that is copied in says so (`housekeeping.dumps`).
+
+    Needs the leases. Raises LeaseError where somebody is in the middle of a write for longer than a lease lives.
+    """
+    if database.dialect != "postgresql":
+        yield
+        return
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            connection.execute(sa.select(sa.func.set_config("lock_timeout", f"{TTL_SECONDS + 2:.0f}s", False)))
+            for name in names:
+                connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCKS, _number(name))))
+        except sa.exc.DBAPIError as error:
+            connection.invalidate()
+            raise LeaseError(f"another process is in the middle of a write; nothing was replaced: {error.orig}") from error
+        try:
+            yield
+        finally:
+            connection.invalidate()  # its locks and its setting go with it
 
 
 def is_held(session: Session, name: str = LOOP) -> bool:
@@ -108,8 +205,13 @@ def _expire_dead_holder(database: Database, name: str) -> None:
     if row is None or not is_gone(row.holder):
         return
     statement = sa.update(Lease).where(Lease.name == name, Lease.holder == row.holder).values(expires_at=0.0)
-    with database.engine.begin() as connection:
-        connection.execute(statement)
+    try:
+        with _short(database, TTL_SECONDS) as connection:
+            connection.execute(statement)
+    except sa.exc.DBAPIError as error:
+        # In the middle of a write it was killed in: the server ends that by itself.
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
 
 
 @contextmanager
@@ -144,10 +246,12 @@ def _let_go(lease: HeldLease) -> None:
 
 
 def _keep_renewing(lease: HeldLease, stop: threading.Event) -> None:
-    while not stop.wait(lease.ttl / 3):
+    pause = lease.ttl / 3
+    while not stop.wait(pause):
+        pause = lease.ttl / 3
         try:
             if not lease.renew():
                 return
         except sa.exc.SQLAlchemyError:
-            # The database is away, busy or full: the next beat may succeed, and the fence decides in any case.
-            continue
+            # The database is away or full, or the row is locked by our own write: soon again. The fence decides in any case.
+            pause = lease.ttl / 30

@@ -63,8 +63,20 @@ def judge(session: Session, run: ScoringRun, gathered: Reservoir, rules: DriftSe
     return Judgement(None if shift is None else shift.index, told)
 
 
-def conclude(session: Session, config: int, rules: DriftSection) -> Judgement | None:
-    """Judge and end the last run of a configuration with nothing left to score, if it was killed before it did so itself."""
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What is to be written of a run that did not come to judge itself."""
+
+    run_id: int
+    judged: Judgement
+    coverage: float
+
+
+def conclude(session: Session, config: int, rules: DriftSection) -> Conclusion | None:
+    """Judge the last run of a configuration with nothing left to score, if it was killed before it did so itself.
+
+    Writes nothing: see `write_conclusion`.
+    """
     same = sa.select(ScoringRun).where(ScoringRun.scoring_config_id == config)
     run = session.scalar(same.order_by(ScoringRun.id.desc()).limit(1))
     if run is None or run.coverage is not None or not run.images_done:
@@ -72,8 +84,14 @@ def conclude(session: Session, config: int, rules: DriftSection) -> Judgement | 
     gathered = gathering(run.id)
     gathered.extend(_values(session, config, Score.scoring_run_id == run.id))
     judged = judge(session, run, gathered, rules)
-    run.shift, run.drift, run.coverage, run.ended_at = judged.shift, judged.drift, scores.coverage(session, config), now()
-    return judged
+    return Conclusion(run.id, judged, scores.coverage(session, config))
+
+
+def write_conclusion(session: Session, found: Conclusion) -> None:
+    """End the run, unless that was done meanwhile."""
+    run = session.get_one(ScoringRun, found.run_id, with_for_update=True)
+    if run.coverage is None:
+        run.shift, run.drift, run.coverage, run.ended_at = found.judged.shift, found.judged.drift, found.coverage, now()
 
 
 def _of_shift(shift: Shift | None, images: int, rules: DriftSection) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from itertools import islice
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -9,6 +12,8 @@ from activeseg.config import Settings
 from activeseg.db import candidates, drift, images, rounds
 from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Split
 from activeseg.wording import counted
+
+_LOOKED_INTO = 1000
 
 
 def why_no_round(session: Session, settings: Settings) -> str:
@@ -25,8 +30,24 @@ def why_no_round(session: Session, settings: Settings) -> str:
         return f"the champion has not scored the {counted(free, 'image')} left to ask about: run `activeseg score`"
     told = [f"{count} {what}" for what, count in _whereabouts(session).items() if count]
     if not told:
-        return f"the pool is empty: put images into {settings.images_uri} and run `activeseg pool sync`"
+        return why_empty(settings)
     return f"no image is left to ask about ({', '.join(told)}): add images to the pool and run `activeseg pool sync`"
+
+
+def why_empty(settings: Settings) -> str:
+    """What to do where no image of the pool is known: a sync that finds none leaves no row, so what lies there decides."""
+    place = settings.images_uri
+    if "://" in place:
+        return f"nothing of {place} was read yet: run `activeseg pool sync`, which says where it is empty"
+    if _holds_files(place):
+        return f"what lies in {place} was not read yet: run `activeseg pool sync` or `activeseg round run`"
+    return f"the pool is empty: put images into {place} and run `activeseg pool sync`"
+
+
+def _holds_files(folder: str) -> bool:
+    """Whether a file that is not hidden lies in one of the first folders that are met; only a sync looks at them all."""
+    met = islice(os.walk(folder), _LOOKED_INTO)
+    return any(not name.startswith(".") for _, _, names in met for name in names)
 
 
 def _whereabouts(session: Session) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import tzinfo
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,8 +35,8 @@ from activeseg.db.models import (
 )
 from activeseg.db.models.columns import now
 from activeseg.db.rankings import latest_scoring_config
-from activeseg.db.standstill import why_no_round
-from activeseg.wording import counted
+from activeseg.db.standstill import why_empty, why_no_round
+from activeseg.wording import counted, moment
 
 ROUNDS_SHOWN = 10
 QUARANTINED_SHOWN = 5
@@ -60,7 +61,7 @@ def read_status(session: Session, settings: Settings) -> dict[str, Any]:
         "annotators": (people := annotators.overview(session)),
         "problems": [
             *_problems(session),
-            *_cut_short(last, told={row.error for row in rounds.stopped(session)}),
+            *_cut_short(last, settings.zone, told={row.error for row in rounds.stopped(session)}),
             *_drift(session, settings),
             *_alerts(session),
             *_rubber_stamps(people, settings.labelstudio.rubber_stamp_seconds),
@@ -125,7 +126,7 @@ def _next(session: Session, settings: Settings) -> list[str]:
     begun = rounds.unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED)
     lines += [f"round {row.number} goes on at '{row.status.value}' with `activeseg round run`" for row in begun]
     if not images.count_by_status(session):
-        lines.insert(0, f"put images into {settings.images_uri} and run `activeseg pool sync`")
+        lines.insert(0, why_empty(settings))
     elif not open_tasks and not begun:
         left = candidates.has_candidates(session, None) and not drift.held(session, settings.drift, "push")
         opens = "`activeseg round run`, or the scheduler's next one, opens a round"
@@ -155,11 +156,11 @@ def _problems(session: Session) -> list[str]:
     return lines
 
 
-def _cut_short(last: list[jobs.RunRecord], told: set[str | None]) -> list[str]:
+def _cut_short(last: list[jobs.RunRecord], zone: tzinfo, *, told: set[str | None]) -> list[str]:
     """Jobs whose last run failed or died. told: errors of rounds, which the job that met them need not repeat."""
     bad = (JobOutcome.FAILED, JobOutcome.ABANDONED)
     return [
-        f"{one.job} {one.outcome} ({one.started_at:%Y-%m-%d %H:%M} UTC): {one.message or 'nothing is known'}"
+        f"{one.job} {one.outcome} ({moment(one.started_at, zone)}): {one.message or 'nothing is known'}"
         for one in last
         if one.outcome in bad and not (one.job in ("round", "push") and one.message in told)
     ]

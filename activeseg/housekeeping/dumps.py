@@ -17,9 +17,13 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.db import lease
 from activeseg.db.database import Database
 from activeseg.errors import ConfigError, NoRoomError
+from activeseg.housekeeping.exclusive import LEASES
 
+RESTORING = "a restore"
+"""Who holds the leases of a SQLite file until its restore is complete."""
 FILES = {"sqlite": "database.sqlite", "postgresql": "database.pgdump"}
 
 
@@ -41,16 +45,41 @@ def dumped(database: Database, folder: Path) -> Iterator[Session]:
             yield session
 
 
-def load(database: Database, file: Path) -> None:
-    """Replace the content of the database by a dump's, all of it or nothing."""
+def load(database: Database, file: Path, *, token: int) -> None:
+    """Replace the content of the database by a dump's, all of it or nothing.
+
+    token: on SQLite, of the leases that come with it: they are held for a lease's time to live, by nobody that is there. On
+    PostgreSQL whoever calls bars them (`lease.barred`).
+    """
     if database.dialect == "sqlite":
         target = Path(str(database.url.database))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Into the open file, page by page in one transaction: whoever has it open reads the old or the new content.
-        _copy_sqlite(file, target)
+        with _held_by_nobody(file, target, token) as held:
+            # Into the open file, page by page in one transaction: whoever has it open reads the old or the new content.
+            _copy_sqlite(held, target)
         return
     _run(database.url, "pg_restore", "--clean", "--if-exists", "--no-owner", "--no-privileges", "--single-transaction",
          "--exit-on-error", "--dbname=", str(file))  # fmt: skip
+
+
+@contextmanager
+def _held_by_nobody(file: Path, target: Path, token: int) -> Iterator[Path]:
+    """A copy of a dump beside the target in which all leases are held: they are from the moment that it takes its place."""
+    copy = target.with_name(f"{target.name}.restoring")
+    copy.unlink(missing_ok=True)  # a killed one's
+    try:
+        _copy_sqlite(file, copy)
+        with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")
+            row = f"'{RESTORING}', {token}, {lease.CLOCK['sqlite']} + {lease.TTL_SECONDS}"
+            for name in LEASES:
+                connection.execute(
+                    "INSERT OR IGNORE INTO leases (name, holder, token, expires_at) VALUES (?, '', 0, 0)", [name]
+                )
+            connection.execute(f"UPDATE leases SET (holder, token, expires_at) = ({row})")
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def require_tools(database: Database) -> None:

@@ -10,6 +10,9 @@ from activeseg.db.database import Database
 from activeseg.errors import LeaseError
 from activeseg.workspace import Workspace
 
+LEASES = (lease.LOOP, lease.FILES)
+"""What a restore holds, with the tables themselves."""
+
 
 @contextmanager
 def files_lease(workspace: Workspace) -> Iterator[None]:

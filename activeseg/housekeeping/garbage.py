@@ -1,7 +1,7 @@
 """Files of the artifacts folder that nothing needs any more, found and removed.
 
     tables     under the lease: which predictions are done with, which checkpoints stay, what rows name
-    forget     done predictions go from the tables, in the same transaction
+    forget     done predictions go from the tables, if nobody had the lease meanwhile; old records of runs go in small groups
     folders    what lies there and no row needs, unless it was stored within a day
     remove     in small groups, each in a transaction that holds the lease: nobody takes over, or rolls back, in between
 
@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import HousekeepingSection
-from activeseg.db import checkpoints, lease, retention
+from activeseg.db import checkpoints, lease, old_runs, retention
 from activeseg.db.images import blocks
 from activeseg.db.models import TrainingRun, TrainingStatus
 from activeseg.housekeeping import owners
@@ -37,6 +37,8 @@ from activeseg.workspace import Workspace
 
 GROUP = 100
 """Files removed in one transaction."""
+ROWS = 500
+"""Rows deleted in one transaction."""
 TRAINING, COMPILED = "training", "compiled"
 LOG_FILES = r"\d{8}-\d{6}-[\w-]+-\d+\.jsonl"
 """Names of the log files of runs (`scheduler.runs`); other files in that folder are nobody's business."""
@@ -65,6 +67,7 @@ class Tables:
     kept: Mapping[str, int]
     states: frozenset[str]
     champion_since: float
+    old: old_runs.OldRuns
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class Counts:
 
 
 def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> StageReport:
-    """Remove what [housekeeping] does not keep; `written` counts the files, `details` say how many of which kind, and bytes.
+    """Remove what [housekeeping] does not keep; `written` counts files and rows, `details` say how many of which kind.
 
     dry_run: look and count only. Checkpoints keep their rows; whoever reads one is told that gc removed its file, and when.
     Masks that annotations refer to are never touched, nor are imported weights. Raises LeaseError where another process is at
@@ -104,12 +107,14 @@ def collect_garbage(workspace: Workspace, *, dry_run: bool = False) -> StageRepo
             _remove(workspace, found, moment, counts)
             for note in removal.idle_notes(workspace.artifacts):
                 note.unlink(missing_ok=True)
-    return StageReport("gc", counts.files.total(), 0, time.monotonic() - started, _details(counts, tables, dry_run))
+    written = counts.files.total() + sum(tables.old.counts().values())
+    return StageReport("gc", written, 0, time.monotonic() - started, _details(counts, tables, dry_run))
 
 
 def _details(counts: Counts, tables: Tables, dry_run: bool) -> dict[str, Any]:
     details: dict[str, Any] = {"dry run": True} if dry_run else {}
     details |= {name: counts.files[name] for name in sorted(counts.files)}
+    details |= {"rows": rows} if (rows := tables.old.counts()) else {}
     details |= {"bytes": counts.size.total(), "bytes by kind": dict(sorted(counts.size.items()))}
     return details | {"checkpoints kept": dict(tables.kept)}
 
@@ -119,19 +124,37 @@ def _details(counts: Counts, tables: Tables, dry_run: bool) -> dict[str, Any]:
 
 def _read_tables(workspace: Workspace, moment: float, *, forget: bool) -> Tables:
     rules = workspace.settings.housekeeping
-    before = datetime.fromtimestamp(moment, UTC) - timedelta(days=rules.keep_days)
-    reading = workspace.database.write() if forget else workspace.database.read()
-    with reading as session:
+    today = datetime.fromtimestamp(moment, UTC)
+    before = today - timedelta(days=rules.keep_days)
+    with workspace.database.read() as session:
         done = retention.done_predictions(session, before=before)
         all_named = retention.named_files(session)
         named = retention.named_files(session, done)
-        tables = _tables(session, rules, before, named, all_named - named)
-        if forget:
+        tables = _tables(session, rules, today, named, all_named - named)
+    if forget:
+        # Nobody had the lease since these were read, or this is refused: they are done with still.
+        with workspace.database.write() as session:
             retention.forget_predictions(session, done)
+        _forget_runs(workspace, tables.old)
     return tables
 
 
-def _tables(session: Session, rules: HousekeepingSection, before: datetime, named: set[str], forgotten: set[str]) -> Tables:
+def _forget_runs(workspace: Workspace, old: old_runs.OldRuns) -> None:
+    for group in blocks(old.runs, ROWS):
+        _forget(workspace, old_runs.OldRuns(runs=group))
+    for some in blocks(old.slots, ROWS):
+        _forget(workspace, old_runs.OldRuns(slots=some))
+    for group in blocks(old.requests, ROWS):
+        _forget(workspace, old_runs.OldRuns(requests=group))
+
+
+def _forget(workspace: Workspace, group: old_runs.OldRuns) -> None:
+    with workspace.database.write() as session:
+        old_runs.forget(session, group)
+
+
+def _tables(session: Session, rules: HousekeepingSection, moment: datetime, named: set[str], forgotten: set[str]) -> Tables:
+    before = moment - timedelta(days=rules.keep_days)
     why = retention.checkpoints_to_keep(session, newest=rules.keep_checkpoints, rollbacks=rules.keep_rollbacks, since=before)
     files = dict(retention.checkpoint_files(session))
     needed = {files[row_id] for row_id in why}
@@ -145,6 +168,7 @@ def _tables(session: Session, rules: HousekeepingSection, before: datetime, name
         kept=Counter(why.values()),
         states=frozenset(checkpoints.state_name(run) for run in [*running, *([resumable] if resumable else [])]),
         champion_since=since.timestamp() if since else 0.0,
+        old=old_runs.older_than(session, moment - timedelta(days=rules.keep_runs_days)),
     )
 
 
@@ -167,8 +191,10 @@ def _found(workspace: Workspace, tables: Tables, moment: float, claimed: float) 
             yield Item("compiled", file, root / COMPILED)
     if settings.log.dir is not None:
         logs = settings.path(settings.log.dir)
-        for file in removal.old_files(logs, older_than=moment - settings.housekeeping.log_days * DAY, name=LOG_FILES):
-            yield Item("logs", file, logs)
+        oldest = moment - settings.housekeeping.log_days * DAY
+        for file in removal.old_files(logs, older_than=moment, name=LOG_FILES):
+            if file.changed < oldest or file.location in tables.old.logs:
+                yield Item("logs", file, logs)
 
 
 def _unneeded(workspace: Workspace, tables: Tables, moment: float, claimed: float) -> Iterator[Item]:

@@ -16,7 +16,7 @@ from activeseg.db.database import SCHEMA_REVISION
 from activeseg.errors import ConfigError, SchemaError
 from activeseg.housekeeping import dumps, owners
 from activeseg.housekeeping.backup import MANIFEST, Manifest, copy_file, count_rows, sha256_of, sizes_of
-from activeseg.housekeeping.exclusive import files_lease
+from activeseg.housekeeping.exclusive import LEASES, files_lease
 from activeseg.records import StageReport
 from activeseg.storage.artifacts import ArtifactStore
 from activeseg.storage.room import is_full, no_room
@@ -54,11 +54,14 @@ def restore_backup(workspace: Workspace, folder: Path, *, force: bool = False) -
             if is_full(error):
                 raise no_room(error, workspace.artifacts.root) from error
             raise ConfigError(f"{error.filename or workspace.artifacts.root} cannot be written: {error.strerror}") from error
-    # Without the lease, whose row is replaced as well: whoever takes it in between finds another token, and writes nothing.
-    workspace.database.engine.dispose()
-    dumps.load(workspace.database, chosen / dumps.FILES[manifest.engine])
-    _begin_anew(workspace)
-    _compare(workspace, manifest)
+        # The leases' rows are replaced as well: until all is compared, nobody gets one and nobody's token is worth anything.
+        with lease.barred(workspace.database, LEASES):
+            dumps.load(workspace.database, chosen / dumps.FILES[manifest.engine], token=_token())
+            workspace.database.engine.dispose()
+            try:
+                _compare(workspace, manifest)
+            finally:
+                _begin_anew(workspace)
     details: dict[str, Any] = {"backup": str(chosen), "made at": manifest.made_at, "files": len(sizes), "new": copied}
     details |= {"replaced": _told(there)} if there else {}
     details |= {"missing files": len(manifest.missing)} if manifest.missing else {}
@@ -165,10 +168,15 @@ def _intact(path: Path) -> bool:
         return False
 
 
+def _token() -> int:
+    """Above each that was ever given out, in the backup or since: those grow by one, this by the microsecond."""
+    return time.time_ns() // 1000
+
+
 def _begin_anew(workspace: Workspace) -> None:
-    """Whoever held a lease when the backup was made holds it no more, and its token is worth nothing."""
+    """Let the next process in. Whoever held a lease before holds it no more, and its token is worth nothing."""
     with workspace.database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE leases SET expires_at = 0, token = token + 1000000")
+        connection.execute(sa.text("UPDATE leases SET expires_at = 0, token = :token"), {"token": _token()})
 
 
 def _compare(workspace: Workspace, manifest: Manifest) -> None:

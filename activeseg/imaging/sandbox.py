@@ -3,6 +3,11 @@
 The functions are those of `imaging.decode` and `imaging.masks`; they give and raise the same, but decode in processes of
 their own (`imaging.decoder`), which are kept for the next image. What kills such a process becomes an ImageError (of a mask:
 a MaskError) with its reason. Safe to call from several threads: as many images are decoded at a time as there are cores.
+
+Pixels come through memory that both share. On Linux it is sealed: a decoder that was taken over cannot make it shorter under
+our reading, which would kill this process. Elsewhere (macOS) it is a file without a name in the folder for temporary files,
+and is read as a file: one that was cut off is an answer that cannot be. Limits on processor time, files and core dumps hold
+there too; the one on memory, and being the first to go where memory runs out, are Linux's.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ LOOK_AGAIN = "looked at again by the next sync"
 _START = "import sys; sys.path.append(sys.argv[2]); from activeseg.imaging.decoder import main; main(int(sys.argv[1]))"
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _STATES = (decoder.DONE, decoder.IMAGE_BAD, decoder.MASK_BAD, decoder.TOO_LARGE)
+_IMPOSSIBLE = "its decoder gave an answer that cannot be"
 _BAD = {decoder.IMAGE_BAD: ImageError, decoder.MASK_BAD: MaskError}
 
 
@@ -148,25 +154,24 @@ class _Decoder:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self.memory, self.view = _shared_memory(room)
+        self._shared = _Shared(room)
         root = str(Path(activeseg.__file__).parents[1])
         kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         try:
             # Isolated: neither the caller's variables nor its folder say what is imported. Nobody's secrets go along.
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, str(self.memory), root],
+                [sys.executable, "-I", "-c", _START, str(self._shared.descriptor), root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                pass_fds=(self.memory,),
+                pass_fds=(self._shared.descriptor,),
                 env=kept | {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 cwd="/",
                 start_new_session=True,
             )
         except OSError as error:
-            self.view.close()
-            os.close(self.memory)
+            self._shared.close()
             raise ConfigError(f"no process for decoding images can be started: {error.strerror}") from error
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -195,7 +200,7 @@ class _Decoder:
         honest = state != decoder.DONE or all(0 < size <= request.max_pixels for size in sizes)
         if not honest or state not in _STATES or number >= len(FORMATS) or length > decoder.LONGEST_TEXT:
             self.end()
-            raise _DecoderDied("its decoder gave an answer that cannot be", final=True)
+            raise _DecoderDied(_IMPOSSIBLE, final=True)
         text = self._receive(length, until).decode("utf-8", "replace")
         if state == decoder.TOO_LARGE:
             raise ImageError("decoding it takes more memory than its pixels can need: it was given up")
@@ -210,17 +215,14 @@ class _Decoder:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
-        if self.memory >= 0:
-            self.view.close()
-            os.close(self.memory)
-        self.memory = -1
+        self._shared.close()
 
     def _take(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        size = int(np.prod(shape))
-        pixels = np.frombuffer(self.view, np.uint8, size).reshape(shape).copy()
-        if size > KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
-            self.view.madvise(mmap.MADV_REMOVE)
-        return pixels
+        pixels = self._shared.read(int(np.prod(shape)))
+        if pixels is None:
+            self.end()
+            raise _DecoderDied(_IMPOSSIBLE, final=True)
+        return pixels.reshape(shape)
 
     def _send(self, data: bytes, until: float) -> None:
         left = memoryview(data)
@@ -322,35 +324,68 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shared_memory(size: int) -> tuple[int, mmap.mmap]:
-    """A file in memory that no name leads to, and the same mapped. Raises ConfigError where there is no room for it.
+class _Shared:
+    """Memory that a decoder writes pixels to, and that no name leads to. Raises ConfigError where there is no room for it.
 
-    No memory is taken before it is written to.
+    Nothing is taken before it is written to.
     """
-    try:
-        memory = _nameless_file(size)
+
+    def __init__(self, size: int) -> None:
         try:
-            return memory, mmap.mmap(memory, size)
-        except OSError:
-            os.close(memory)
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"no {size} bytes to share with a process for decoding images ({error.strerror}): allow this one more memory, or "
-            "lower [pool] max_pixels"
-        ) from error
+            self.descriptor, sealed = _nameless_file(size)
+            try:
+                # Never of a file that can be made shorter.
+                self._view = mmap.mmap(self.descriptor, size) if sealed else None
+            except OSError:
+                os.close(self.descriptor)
+                raise
+        except OSError as error:
+            raise ConfigError(
+                f"no {size} bytes to share with a process for decoding images ({error.strerror}): allow this one more "
+                "memory, or lower [pool] max_pixels"
+            ) from error
+
+    def read(self, size: int) -> npt.NDArray[np.uint8] | None:
+        """A copy of the first bytes; None where there are fewer."""
+        if self._view is None:
+            return self._read_file(size)
+        pixels = np.frombuffer(self._view, np.uint8, size).copy()
+        if size > KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
+            self._view.madvise(mmap.MADV_REMOVE)
+        return pixels
+
+    def _read_file(self, size: int) -> npt.NDArray[np.uint8] | None:
+        pixels = bytearray()
+        while len(pixels) < size:
+            part = os.pread(self.descriptor, min(size - len(pixels), KEPT_BYTES), len(pixels))
+            if not part:
+                return None
+            pixels += part
+        return np.frombuffer(pixels, np.uint8)
+
+    def close(self) -> None:
+        """Give it back; a second time does nothing."""
+        if self._view is not None:
+            self._view.close()
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
 
-def _nameless_file(size: int) -> int:
-    """Its descriptor; where the system allows it, nobody can make it shorter."""
-    if not hasattr(os, "memfd_create"):
+def _nameless_file(size: int) -> tuple[int, bool]:
+    """Its descriptor, and whether it is sealed: nobody can make it shorter."""
+    if not (hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")):
         with tempfile.TemporaryFile() as file:
             file.truncate(size)
-            return os.dup(file.fileno())
+            return os.dup(file.fileno()), False
     memory = os.memfd_create("activeseg-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(memory, size)
-    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # reading behind its end would kill this process
-    return memory
+    try:
+        os.ftruncate(memory, size)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # reading behind its end would kill this process
+    except OSError:
+        os.close(memory)
+        raise
+    return memory, True
 
 
 _decoders = _Decoders()

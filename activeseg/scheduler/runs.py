@@ -159,6 +159,13 @@ class Runs:
     def _record(self, result: JobResult) -> None:
         assert result.run is not None
         with self.database.write() as session:
+            known = session.get(JobRun, result.run)
+            if known is None or (known.job, known.started_at) != (result.job, result.started_at):
+                # A backup was restored meanwhile: whatever has this number now is another run.
+                _log.warning(
+                    "run %s of %s is not in the database any more: its outcome is not recorded", result.run, result.job
+                )
+                return
             was_on = jobs.end_run(session, result.run, result.outcome, result.message, at=result.ended_at)
             row = session.get_one(JobRun, result.run)
             if was_on:

@@ -35,22 +35,44 @@ def rank_round(workspace: Workspace, round_id: int) -> StageReport:
     `min_frame_gap` and `max_per_group`.
     """
     started = time.monotonic()
-    with workspace.database.write() as session:
-        row = session.get_one(Round, round_id)
-        details: dict[str, Any] = {"round": row.number, "acquisition": row.acquisition}
-        if row.status != RoundStatus.OPEN:
-            return StageReport("rank", seconds=time.monotonic() - started, details=details)
-        selection = _choose(session, row)
-        if selection.items:
-            rounds.insert_queries(session, row, selection.items, _cells(session, row, selection.items))
-        else:
-            rounds.close_empty(session, row.id)
-            details["closed"] = True
-        if selection.filled:
-            details["in spite of gap or cap"] = selection.filled
-        if row.scoring_config_id is not None and _limited(row.selection or {}) and not candidates.any_grouped(session):
-            details["gap and cap bind nothing"] = "no image has a clip or site, see [pool] group_pattern"
+    while True:
+        # Worked out while nobody waits for it: a large pool takes seconds, and who is stopped in here holds nothing.
+        with workspace.database.read() as session:
+            row = session.get_one(Round, round_id)
+            details: dict[str, Any] = {"round": row.number, "acquisition": row.acquisition}
+            if row.status != RoundStatus.OPEN:
+                return StageReport("rank", seconds=time.monotonic() - started, details=details)
+            selection = _choose(session, row)
+            cells = _cells(session, row, selection.items)
+            if row.scoring_config_id is not None and _limited(row.selection or {}) and not candidates.any_grouped(session):
+                details["gap and cap bind nothing"] = "no image has a clip or site, see [pool] group_pattern"
+        # Else once more: each time an image has left the pool or the round is another, so this ends.
+        if _written(workspace, row, selection.items, cells):
+            break
+    if not selection.items:
+        details["closed"] = True
+    if selection.filled:
+        details["in spite of gap or cap"] = selection.filled
     return StageReport("rank", len(selection.items), 0, time.monotonic() - started, details)
+
+
+def _written(workspace: Workspace, row: Round, items: Sequence[QueryItem], cells: Mapping[int, Sequence[int]]) -> bool:
+    """Write a round's query, or close it without one; False, and nothing written, where what it was chosen by has changed."""
+    with workspace.database.write() as session:
+        held = session.get_one(Round, row.id, with_for_update=True)
+        if _asked_for(held) != _asked_for(row) or not candidates.all_free(session, [item.image_id for item in items]):
+            return False
+        if items:
+            rounds.insert_queries(session, held, items, cells)
+        else:
+            rounds.close_empty(session, held.id)
+    return True
+
+
+def _asked_for(row: Round) -> tuple[Any, ...]:
+    """All of a round that its choice follows from."""
+    how = row.scoring_config_id, row.acquisition, row.query_size, row.control_share, row.seed, row.selection
+    return row.status, *how
 
 
 def _limited(parameters: Mapping[str, Any]) -> bool:

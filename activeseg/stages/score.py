@@ -68,12 +68,15 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
         champion = checkpoints.require_champion(session)
         checkpoints.require_labels(champion, workspace.label_set)
         config = scores.ensure_config(session, champion.id, scoring_definition(workspace, champion))
-        work = _Work.planned(session, config, needs(workspace))
-        if not work.images:
-            details = {"scoring_config": config, "model_version": champion.model_version, "coverage": 1.0}
-            details |= _told(shift.conclude(session, config, workspace.settings.drift))
-            return StageReport("score", 0, 0, time.monotonic() - started, details)
+        embedders = _embedders(session, config, needs(workspace))
+    with workspace.database.read() as session:
+        work = _Work.planned(session, config, needs(workspace), embedders)
         previous = scores.previous_config(session, config) if budget else None
+    if not work.images:
+        details = {"scoring_config": config, "model_version": champion.model_version, "coverage": 1.0}
+        details |= _told(_conclude(workspace, config))
+        return StageReport("score", 0, 0, time.monotonic() - started, details)
+    with workspace.database.write() as session:
         run = ScoringRun(
             scoring_config_id=config,
             device=describe_device(device),
@@ -87,6 +90,17 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
     doing = _Pass(workspace, run, work, budget, previous, started)
     doing.score(segmenter, device, on_progress, serving(champion.temperature, workspace.settings.scoring.temperature))
     return doing.finish(champion)
+
+
+def _conclude(workspace: Workspace, config: int) -> shift.Judgement | None:
+    """Judge and end the last run, if it was killed before it did so itself. Nobody waits while it is judged."""
+    with workspace.database.read() as session:
+        concluded = shift.conclude(session, config, workspace.settings.drift)
+    if concluded is None:
+        return None
+    with workspace.database.write() as session:
+        shift.write_conclusion(session, concluded)
+    return concluded.judged
 
 
 def needs(workspace: Workspace) -> frozenset[str]:
@@ -117,6 +131,14 @@ def _load(workspace: Workspace, checkpoint: Checkpoint, device: Any) -> Segmente
     return load_checkpoint(data, model_version=checkpoint.model_version, device=device)
 
 
+def _embedders(session: Session, config: int, needs: frozenset[str]) -> dict[str, int]:
+    """Whose vectors a run writes, by field of a score; makes their rows."""
+    embedders = {"feature": embeddings.feature_embedder(session, config)}
+    if "gradients" in needs:
+        embedders["gradient"] = embeddings.gradient_embedder(session, config)
+    return embedders
+
+
 @dataclass(frozen=True)
 class _Work:
     """What a run has to do. embedders: whose vectors are written, by field of a score. images: without a score or, where the
@@ -128,11 +150,8 @@ class _Work:
     images: int
 
     @classmethod
-    def planned(cls, session: Session, config: int, needs: frozenset[str]) -> _Work:
-        """The work that is left under a configuration; makes the embedders' rows."""
-        embedders = {"feature": embeddings.feature_embedder(session, config)}
-        if "gradients" in needs:
-            embedders["gradient"] = embeddings.gradient_embedder(session, config)
+    def planned(cls, session: Session, config: int, needs: frozenset[str], embedders: dict[str, int]) -> _Work:
+        """The work that is left under a configuration."""
         unscored = scores.count_unscored(session, config)
         if "features" in needs:
             unscored += embeddings.count_missing(session, embedders["feature"], sa.or_(LABELLED, embeddings.in_pool(config)))
@@ -208,10 +227,11 @@ class _Pass:
         with self.workspace.database.read() as session:
             run = session.get_one(ScoringRun, self.run.id)
             judged = shift.judge(session, run, self.values, self.workspace.settings.drift)
+            coverage = scores.coverage(session, self.run.scoring_config_id)
         with self.workspace.database.write() as session:
             held = session.get_one(ScoringRun, self.run.id)
             held.images_per_second, held.ended_at = (self.done + self.failed) / seconds, now()
-            held.coverage = coverage = scores.coverage(session, self.run.scoring_config_id)
+            held.coverage = coverage
             held.batch_size, held.compiled_images = self.pace.batch_size, self.pace.compiled_images
             held.compile_seconds = self.pace.compile_seconds or None
             held.waiting_decode, held.waiting_device = waiting["decode"], waiting["device"]

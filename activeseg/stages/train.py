@@ -161,6 +161,10 @@ def _stopped_by_data(
 
 def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
     settings = workspace.settings
+    learns = settings.training.unlabelled == "pseudo"
+    with workspace.database.read() as session:
+        # The whole pool is read for it: not while others wait.
+        pool = unlabelled.draw(session, UNLABELLED_IMAGES, seed=settings.training.seed) if learns else []
     with workspace.database.write() as session:
         labeled, validation = truth.current(session, split=Split.TRAIN), truth.current(session, split=Split.VAL)
         label_set_id = images.label_set_row(session, workspace.label_set).id
@@ -172,8 +176,6 @@ def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
                 "annotate more or import some with `activeseg dataset import`"
             )
         parent = checkpoints.champion(session) if settings.training.start == "champion" else None
-        learns = settings.training.unlabelled == "pseudo"
-        pool = unlabelled.draw(session, UNLABELLED_IMAGES, seed=settings.training.seed) if learns else []
         run = TrainingRun(
             status=TrainingStatus.RUNNING,
             reason=reason[:200],

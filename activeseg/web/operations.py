@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import tzinfo
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -22,6 +22,7 @@ from activeseg.db.status import read_status
 from activeseg.web.answers import Problem
 from activeseg.web.api import MAX_ID, MAX_PAGE, InWorkspace
 from activeseg.web.auth import OperatingCaller, require_token
+from activeseg.wording import moment
 from activeseg.workspace import Workspace
 
 WRITES_AT_ONCE = 2
@@ -38,9 +39,10 @@ class RunsPage:
 
 @dataclass(frozen=True, slots=True)
 class Alerts:
-    """waiting: nobody was told yet, oldest first. last: somebody was, youngest first."""
+    """waiting: still to be sent, oldest first. given_up: not tried any more, last: somebody was told; youngest first."""
 
     waiting: list[AlertRow]
+    given_up: list[AlertRow]
     last: list[AlertRow]
 
 
@@ -66,7 +68,7 @@ class AlertsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: int = Field(20, ge=1, le=MAX_PAGE, description="rows of each of the two lists")
+    limit: int = Field(20, ge=1, le=MAX_PAGE, description="rows of each of the three lists")
 
 
 def operations_router() -> APIRouter:
@@ -114,9 +116,10 @@ def runs(workspace: InWorkspace, asked: Annotated[RunsQuery, Query()]) -> RunsPa
 
 
 def alerts(workspace: InWorkspace, asked: Annotated[AlertsQuery, Query()]) -> Alerts:
-    """What a person should know, told and not told yet."""
+    """What a person should know: not told yet, never told, told."""
     with workspace.database.read() as session:
-        return Alerts(history.waiting_alerts(session, limit=asked.limit), history.last_alerts(session, limit=asked.limit))
+        kinds = (history.waiting_alerts, history.given_up_alerts, history.last_alerts)
+        return Alerts(*(read(session, limit=asked.limit) for read in kinds))
 
 
 async def request_round(request: Request, caller: OperatingCaller) -> Asked:
@@ -135,20 +138,22 @@ def _ask(workspace: Workspace, name: str) -> Asked:
     with workspace.database.read() as session:
         # Looked at first: who asks again and again takes no lock that the loop waits for.
         if requests.is_waiting(session, [requests.ROUND]):
-            return Asked(False, what_follows(session))
+            return Asked(False, what_follows(session, workspace.settings.zone))
     with workspace.database.write() as session:
         new = requests.ask(session, requests.ROUND, requested_by=f"web: {name}"[:100])
     if new:
         logging.getLogger(__name__).info("a round was asked for by %s", name)
     with workspace.database.read() as session:
-        return Asked(new, what_follows(session))
+        return Asked(new, what_follows(session, workspace.settings.zone))
 
 
-def what_follows(session: Session) -> str:
-    """What becomes of a request that waits."""
+def what_follows(session: Session, zone: tzinfo) -> str:
+    """What becomes of a request that waits. zone: in which times are told."""
+    if (run := readiness.scheduler_at_work(session)) is not None:
+        return f"the scheduler is at work ({run.job} since {moment(run.started_at, zone)}) and takes it up next"
     if lease.is_held(session):
         return "another process is at work; the scheduler begins a round after it"
     seen = readiness.scheduler_seen(session)
     if seen is None:
         return "no scheduler was ever seen on this database; the round begins once `activeseg schedule` runs"
-    return f"the scheduler, last seen at {seen.astimezone(UTC):%Y-%m-%d %H:%M} UTC, begins a round within seconds while it runs"
+    return f"the scheduler, last seen at {moment(seen, zone)}, begins a round within seconds while it runs"

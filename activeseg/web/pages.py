@@ -6,20 +6,20 @@ import logging
 import re
 from functools import partial
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from activeseg.db.browse import image_detail
 from activeseg.db.morning import read_morning
+from activeseg.db.requests import ROUND
 from activeseg.db.tokens import Scope
 from activeseg.web.api import ImageId, InWorkspace, image_thumbnail, no_image
 from activeseg.web.auth import Keys
 from activeseg.web.browser import LoginNeeded, PageGate, Visit, require_own_form, sent_fields
 from activeseg.web.curve import curve_of
 from activeseg.web.hosts import Hosts
-from activeseg.web.operations import ask_for_round
+from activeseg.web.operations import ask_for_round, what_follows
 from activeseg.web.render import STATIC, in_zone, page, static_file
 from activeseg.web.sessions import COOKIE, FORM_COOKIE, LOGIN_PATH, Sessions, cookie_of, drop_cookie, new_form_value, set_cookie
 from activeseg.workspace import Workspace
@@ -57,7 +57,9 @@ def morning(workspace: InWorkspace, visit: Reader) -> Response:
     """The page of the morning: the champion, the night, what waits, what went wrong, what the model doubts."""
     with workspace.database.read() as session:
         found = read_morning(session, workspace.settings)
-    return page("morning.html", **_frame(workspace, visit), morning=found, curve=curve_of(found.curve))
+        asked = any(request.kind == ROUND for request in found.requests)
+        follows = what_follows(session, workspace.settings.zone) if asked else None
+    return page("morning.html", **_frame(workspace, visit), morning=found, curve=curve_of(found.curve), follows=follows)
 
 
 def image(workspace: InWorkspace, visit: Reader, image_id: ImageId) -> Response:
@@ -137,7 +139,7 @@ def _is_secure(request: Request) -> bool:
 
 def _frame(workspace: Workspace, visit: Visit) -> dict[str, Any]:
     """What every page shows around its content."""
-    zone = ZoneInfo(workspace.settings.schedule.timezone)
+    zone = workspace.settings.zone
     return {
         "form": visit.session.form,
         "who": visit.caller.name,

@@ -8,8 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
+from datetime import datetime, timedelta
 
 import anyio
 import sqlalchemy as sa
@@ -26,6 +25,7 @@ from activeseg.errors import ActivesegError
 from activeseg.storage.objects import ObjectSource
 from activeseg.storage.sources import open_source
 from activeseg.web.auth import bearer_of
+from activeseg.wording import moment
 from activeseg.workspace import Workspace
 
 GRACE = timedelta(minutes=15)
@@ -113,19 +113,22 @@ class Readiness:
 
         A server that has just started cannot have seen one yet: it counts from its own start then.
         """
+        settings = self._workspace.settings
         with self._workspace.database.read() as session:
             seen = scheduler_seen(session)
-        missed = _first_planned(self._workspace.settings.schedule, max(filter(None, (seen, self._since))))
-        told = f"last seen at {seen.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if seen else "never seen on this database"
+        missed = _first_planned(settings, max(filter(None, (seen, self._since))))
+        told = f"last seen at {moment(seen, settings.zone)}" if seen else "never seen on this database"
         if missed is not None and missed < self._now() - GRACE:
-            raise ActivesegError(f"{told}; nobody ran what was planned for {missed:%Y-%m-%d %H:%M}: run `activeseg schedule`")
+            when = moment(missed, settings.zone)
+            raise ActivesegError(f"{told}; nobody ran what was planned for {when}: run `activeseg schedule`")
         return told
 
     def _loop(self) -> str:
         """Raises ActivesegError for what does not go on by itself."""
-        planned = [name for name, _ in planned_jobs(self._workspace.settings.schedule)]
+        settings = self._workspace.settings
+        planned = [name for name, _ in planned_jobs(settings.schedule)]
         with self._workspace.database.read() as session:
-            lines = standing_still(session, planned=planned, at=self._now())
+            lines = standing_still(session, planned=planned, at=self._now(), zone=settings.zone)
         if lines:
             raise ActivesegError("; ".join(lines)[:1000])
         return "nothing stands still"
@@ -161,11 +164,11 @@ def planned_jobs(section: ScheduleSection) -> Iterator[tuple[str, str]]:
             yield name, text
 
 
-def _first_planned(section: ScheduleSection, after: datetime) -> datetime | None:
+def _first_planned(settings: Settings, after: datetime) -> datetime | None:
     """The first planned time of any job after this moment."""
-    zone = ZoneInfo(section.timezone)
-    moment = after + timedelta(seconds=1)
-    times = (next(Cron(text, zone, key=name).times(moment), None) for name, text in planned_jobs(section))
+    start = after + timedelta(seconds=1)
+    plans = (Cron(text, settings.zone, key=name) for name, text in planned_jobs(settings.schedule))
+    times = (next(plan.times(start), None) for plan in plans)
     return min((found for found in times if found is not None), default=None)
 
 

@@ -207,25 +207,82 @@ def test_a_holder_that_was_paused_past_its_expiry_can_no_longer_write(database: 
     assert requests(database) == 0
 
 
-def test_a_holder_that_is_paused_in_the_middle_of_a_write_keeps_nobody_out_for_ever(
-    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+PAUSED = """
+import sys
+from activeseg.db import lease
+from activeseg.db.bulk import insert_rows
+from activeseg.db.database import Database
+from activeseg.db.models import RequestRow, ScheduleSlot
+from activeseg.db.models.columns import now
+
+def wait(row=None):
+    print("there", flush=True)
+    sys.stdin.readline()
+    return row
+
+database, where = Database(sys.argv[1]), sys.argv[3]
+slots = [(str(number), now(), now()) for number in range(2)]
+with lease.holding(database, ttl=float(sys.argv[2])), database.write() as session:
+    session.add(RequestRow(kind="half", requested_by="paused"))
+    session.flush()
+    if where == "copying":
+        insert_rows(session, ScheduleSlot, ("job", "planned_at", "claimed_at"), map(wait, slots))
+    elif where == "answered":
+        session.connection().connection.driver_connection.pgconn.send_query(
+            b"SELECT repeat('x', 1000) FROM generate_series(1, 200000)")
+    wait()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["between", "copying", "answered"])
+def test_a_holder_that_is_stopped_in_the_middle_of_a_write_is_followed_within_the_lease_and_two_seconds(
+    database: Database, database_url: str, where: str
 ) -> None:
+    """Between two statements, while it hands over rows, and while the server waits for it to take an answer."""
     if database.dialect == "sqlite":
         pytest.skip("SQLite's one lock is kept for as long as the process lives")
-    monkeypatch.setattr(lease, "IDLE_SECONDS", 0.5)
-    held, other = lease.acquire(database, "loop", ttl=0.5), Database(database_url)
-    database.fence = held
-
-    def write_half() -> None:
-        with database.write() as session:
-            session.add(RequestRow(kind="half", requested_by="test"))
-            session.flush()
-            assert eventually(lambda: lease.acquire(other, "loop")).token == 2
-
-    with pytest.raises(sa.exc.DBAPIError):
-        write_half()
-    other.close()
+    ttl = 3.0
+    command = [sys.executable, "-c", PAUSED, database_url, str(ttl), where]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        time.sleep(ttl / 3 + 0.3)  # by now its other thread waits for its own lock, to renew the lease: that must not count
+        process.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            held = eventually(lambda: lease.acquire(database, "loop", ttl=ttl))
+            assert time.monotonic() - stopped <= ttl + 2
+        finally:
+            process.send_signal(signal.SIGCONT)
+        process.communicate("\n\n\n", timeout=PATIENCE)
+    assert held.token == 2
     assert requests(database) == 0
+
+
+def test_a_write_under_no_lease_is_not_left_open_for_ever_either(database: Database) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite's one lock is kept for as long as the process lives")
+    with database.write() as session:
+        assert session.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) == "1min"
+    with database.read() as session:
+        assert session.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) == "0"
+
+
+def test_nobody_takes_or_uses_a_lease_while_the_tables_are_replaced(database: Database, database_url: str) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("there the row that is copied in says so")
+    other = Database(database_url)
+    held = lease.acquire(database, "loop")
+    with lease.barred(database, ["loop"]):
+        held.release()
+        with pytest.raises(LeaseError, match="a backup is being restored"):
+            lease.acquire(other, "loop")
+        with pytest.raises(LeaseError, match="a backup is being restored"), other.write() as session:
+            held.check(session)
+        assert lease.acquire(other, "else").token == 1
+    assert lease.acquire(other, "loop").token == 2
+    other.close()
 
 
 def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ from activeseg.db import checkpoints, lease, migrate, rounds
 from activeseg.db.database import Database
 from activeseg.db.models import Annotation, AnnotationSource, AnnotationStatus, Image, Query, Split
 from activeseg.errors import ConfigError, LeaseError
+from activeseg.housekeeping import dumps
 from activeseg.housekeeping.backup import make_backup
 from activeseg.housekeeping.restore import restore_backup
 from activeseg.loop import advance_round
@@ -191,6 +192,36 @@ def test_a_holder_of_before_the_restore_writes_nothing_after_it(stored: Store, t
         held.check(session)
     with lease.holding(stored.database):  # and nobody has to wait for it
         pass
+
+
+def test_nobody_gets_in_between_the_old_content_and_the_new(
+    stored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a scheduler that looks for work, nor one whose token was good when the backup was made."""
+    with lease.holding(stored.database) as held:
+        make_backup(stored.workspace, tmp_path / "backup")
+    other = Database(stored.database.url.render_as_string(hide_password=False))
+    load, tried = dumps.load, []
+
+    def attempt() -> None:
+        for name in (lease.LOOP, lease.FILES):
+            with pytest.raises(LeaseError):
+                lease.acquire(other, name)
+        with pytest.raises(LeaseError), other.write() as session:
+            held.check(session)
+        tried.append(True)
+
+    def loading(*args: Any, **how: Any) -> None:
+        attempt()
+        load(*args, **how)
+        attempt()
+
+    monkeypatch.setattr(dumps, "load", loading)
+    restore_backup(stored.workspace, tmp_path / "backup", force=True)
+    assert len(tried) == 2
+    with lease.holding(other):  # and from now on everybody may
+        pass
+    other.close()
 
 
 @pytest.mark.parametrize("damage", ["file", "missing", "database", "list"])

@@ -125,13 +125,13 @@ def test_a_death_that_does_not_come_again_costs_nothing(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(sandbox.decode_image(data, max_pixels=LIMIT), scene())
 
 
-def lies(monkeypatch: pytest.MonkeyPatch, reply: str) -> None:
-    """Decoders answer with these bytes, whatever they are asked."""
+def lies(monkeypatch: pytest.MonkeyPatch, reply: str, first: str = "") -> None:
+    """Decoders answer with these bytes, whatever they are asked. first: lines of their program before that."""
     monkeypatch.setattr(
         sandbox,
         "_START",
         "import sys; sys.path.append(sys.argv[2]); from activeseg.imaging.decoder import *\n"
-        "import os; os.write(1, REPLY.pack(READY, 0, 0, 0, 0, 0, 0))\n"
+        f"import os\n{first}os.write(1, REPLY.pack(READY, 0, 0, 0, 0, 0, 0))\n"
         f"while os.read(0, 1 << 16): os.write(1, {reply})",
     )
     sandbox.close()
@@ -180,6 +180,48 @@ def test_a_decoder_ends_with_the_process_that_asked_it() -> None:
             return
         signal.sigtimedwait([], 0.1)
     raise AssertionError(f"decoder {pid} outlived its caller")
+
+
+def as_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what only Linux has."""
+    sandbox.close()
+    monkeypatch.delattr(sandbox.os, "memfd_create", raising=False)
+    monkeypatch.delattr(sandbox.mmap, "MADV_REMOVE", raising=False)
+    for name in ("F_ADD_SEALS", "F_SEAL_SHRINK"):
+        monkeypatch.delattr(sandbox.fcntl, name, raising=False)
+
+
+def test_images_are_decoded_behind_the_wall_where_no_memory_can_be_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_macos(monkeypatch)
+    for size in ((40, 30), (7, 5), (40, 30)):
+        data = encode(scene(*size), "PNG")
+        np.testing.assert_array_equal(sandbox.decode_image(data, max_pixels=LIMIT), scene(*size))
+    assert sandbox._decoders._waiting[0]._shared._view is None
+    with pytest.raises(ImageError):
+        sandbox.decode_image(b"no image", max_pixels=LIMIT)
+    with pytest.raises(ConfigError, match="bytes to share"):
+        sandbox.probe(GOOD, max_pixels=10**17)
+
+
+@pytest.mark.parametrize(
+    "linux", [pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="seals")), False]
+)
+def test_a_decoder_that_cuts_the_shared_memory_off_does_not_take_this_process_along(linux: bool) -> None:
+    # In a process of its own, which it would end by SIGBUS.
+    test = (
+        "import pytest; from activeseg.errors import ImageError; from activeseg.imaging import sandbox\n"
+        "from tests.imaging.test_sandbox import GOOD, LIMIT, as_on_macos, lies\n"
+        "patch = pytest.MonkeyPatch()\n"
+        f"{'pass' if linux else 'as_on_macos(patch)'}\n"
+        "lies(patch, 'cut() or REPLY.pack(DONE, 8, 8, 8, 8, 0, 0)', 'def cut():\\n'\n"
+        "    '    try: os.ftruncate(int(sys.argv[1]), 0)\\n    except OSError: pass\\n')\n"
+        "try: print(sandbox.decode_image(GOOD, max_pixels=LIMIT).max())\n"
+        "except ImageError as error: print(error)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", test], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert (ended.returncode, ended.stdout) == (0, "0\n" if linux else f"{sandbox._IMPOSSIBLE}\n"), ended.stderr
 
 
 def test_threads_get_their_own_pixels() -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -140,6 +141,25 @@ def test_a_redirect_within_the_named_hosts_is_followed_and_a_round_of_them_ends(
     with pytest.raises(httpx.TooManyRedirects):
         ask(f"http://localhost:{server.port}/")
     assert len(server.asked) == 2 + 1 + fetching.MAX_REDIRECTS
+
+
+@pytest.mark.parametrize("where", ["status", "headers", "body"])
+def test_an_answer_that_drips_is_given_up_in_time_wherever_it_drips(server: Server, where: str) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 400 + b"\r\nContent-Length: 400\r\n\r\n" + b"y" * 400
+    at = {"status": 0, "headers": 30, "body": whole.index(b"yyy")}[where]
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(whole[:at])
+        with suppress(OSError):  # it hangs up
+            for byte in whole[at:]:
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+
+    server.answer = drip
+    began = time.monotonic()
+    with pytest.raises(AddressRefused, match=r"takes more than the 0\.5 s allowed"):
+        ask(f"http://localhost:{server.port}/", seconds=0.5)
+    assert time.monotonic() - began < 4  # whole, it takes eight
 
 
 def test_a_name_that_means_another_machine_a_moment_later_gains_nothing(

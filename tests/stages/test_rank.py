@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from sqlalchemy.orm import Session
 
+from activeseg.config import Settings
 from activeseg.config.strategies import STRATEGY_NAMES
 from activeseg.core.embedding import pack, project
+from activeseg.core.selection import Selection
 from activeseg.db import embeddings, rounds
 from activeseg.db.arms import percentile
 from activeseg.db.database import Database
-from activeseg.db.models import Image, QueryStatus, Round, RoundStatus, Score, Split
+from activeseg.db.models import Image, ImageStatus, QueryStatus, RequestRow, Round, RoundStatus, Score, Split
 from activeseg.db.statistics import statistics
 from activeseg.errors import NonFiniteScoreError
 from activeseg.loop import open_round_if_due, preview_query
 from activeseg.records import QueryItem
+from activeseg.stages import rank
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.rank import CHOICE, choose_images, rank_round
 from activeseg.stages.score import score_pool
@@ -306,3 +311,61 @@ def test_a_random_round_is_a_control_arm(
     items = preview_query(workspace, 3)
     assert [item.arm for item in items] == ["control"] * 3
     assert all(item.rank for item in items), "a ranking tells what choosing would have been worth"
+
+
+@pytest.fixture
+def opened(each_site: Site, database: Database, tmp_path: Path) -> Opened:
+    """A round to choose, in a workspace of rows only."""
+    return Opened(each_site, Workspace(Settings(root=tmp_path, database={"url": str(database.masked_url)}), database))
+
+
+class Opened:
+    """A round, and what comes in between while its images are chosen."""
+
+    def __init__(self, site: Site, workspace: Workspace) -> None:
+        self.site, self.workspace = site, workspace
+        self.other = Database(site.database.url.render_as_string(hide_password=False))
+        columns = {"acquisition": "entropy_sum", "query_size": 3, "control_share": 0.0, "seed": 5}
+        self.round = site.rows.add(Round(number=1, status=RoundStatus.OPEN, scoring_config_id=site.config, **columns))
+
+    def rank(self, monkeypatch: pytest.MonkeyPatch, between: Callable[[Session], None]) -> tuple[list[int], int]:
+        """Places of the images asked about, and how often images were chosen. between: another process, once."""
+        choose, calls = rank._choose, []
+
+        def chosen(session: Session, row: Round) -> Selection:
+            found = choose(session, row)
+            calls.append(row.id)
+            if len(calls) == 1:
+                with self.other.write() as another:
+                    between(another)
+            return found
+
+        monkeypatch.setattr(rank, "_choose", chosen)
+        rank_round(self.workspace, self.round)
+        self.other.close()
+        with self.site.database.read() as session:
+            return [self.site.ids.index(ref.image_id) for _, ref in rounds.queries(session, self.round)], len(calls)
+
+
+def test_others_write_while_images_are_chosen(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def between(session: Session) -> None:
+        session.add(RequestRow(kind="round", requested_by="test"))
+
+    assert opened.rank(monkeypatch, between) == ([0, 1, 2], 1)
+
+
+def test_an_image_that_leaves_the_pool_while_images_are_chosen_is_not_asked_about(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def between(session: Session) -> None:
+        session.get_one(Image, opened.site.ids[1]).status = ImageStatus.QUARANTINED
+
+    assert opened.rank(monkeypatch, between) == ([0, 2, 3], 2)
+
+
+def test_a_round_that_somebody_chose_meanwhile_is_left_as_it_is(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def between(session: Session) -> None:
+        row = session.get_one(Round, opened.round)
+        rounds.insert_queries(session, row, [QueryItem(opened.site.ids[7], 1, 1.0, "chosen", 0, "by hand")])
+
+    assert opened.rank(monkeypatch, between) == ([7], 1)

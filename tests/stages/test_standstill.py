@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from activeseg.db import images
 from activeseg.db.models import Split
+from activeseg.db.status import read_status
 from activeseg.errors import NotReadyError
 from activeseg.loop import preview_query, rounds_to_push, why_nothing_to_push
 from activeseg.stages.pool import sync_pool
@@ -26,8 +28,19 @@ def told(workspace: Workspace) -> str:
     return why_nothing_to_push(workspace)
 
 
+def test_a_pool_that_was_not_read_yet(make_sqlite_workspace: Make) -> None:
+    workspace = make_sqlite_workspace(pool=1)
+    place = workspace.settings.images_uri
+    expected = f"what lies in {place} was not read yet: run `activeseg pool sync` or `activeseg round run`"
+    assert told(workspace) == expected
+    with workspace.database.read() as session:
+        assert expected in read_status(session, workspace.settings)["next"]
+
+
 def test_an_empty_pool(make_sqlite_workspace: Make) -> None:
     workspace = make_sqlite_workspace(pool=1)
+    for file in Path(workspace.settings.images_uri).iterdir():
+        file.rename(file.with_name(f".{file.name}"))
     assert (
         told(workspace) == f"the pool is empty: put images into {workspace.settings.images_uri} and run `activeseg pool sync`"
     )

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
-from activeseg.db import lease
+from activeseg.db import jobs, lease
 from activeseg.db.database import Database
 from activeseg.db.models import Alert, JobOutcome, JobRun, RequestRow
 from activeseg.db.status import read_status
@@ -34,6 +34,19 @@ def test_asking_says_who_is_at_work(client: TestClient, database: Database, tmp_
     try:
         with lease.holding(loop):
             assert "after it" in client.post("/api/rounds").json()["what"]
+    finally:
+        loop.close()
+
+
+def test_asking_says_that_the_scheduler_at_work_takes_it_up_next(client: TestClient, database: Database, tmp_path: Any) -> None:
+    loop = Database(f"sqlite:///{tmp_path / 'activeseg.db'}")
+    try:
+        with lease.holding(loop):
+            with loop.write() as session:
+                at = datetime(2026, 3, 1, 2, tzinfo=UTC)
+                jobs.start_run(session, "round", at, at=at)
+            expected = "the scheduler is at work (round since 2026-03-01 02:00 UTC) and takes it up next"
+            assert client.post("/api/rounds").json()["what"] == expected
     finally:
         loop.close()
 
@@ -79,9 +92,12 @@ def test_alerts_are_told_apart_by_whether_somebody_was_told(filler: Any, client:
     for number in range(3):
         filler.add(Alert(kind="failure", about="round", message=f"told {number}", sent_at=datetime.now(UTC)))
         filler.add(Alert(kind="failure", about="round", message=f"waits {number}", attempts=1, error="no route"))
+    old = datetime(2026, 3, 1, tzinfo=UTC)
+    filler.add(Alert(kind="failure", about="round", message="old", attempts=10, error="no route", created_at=old))
     found = client.get("/api/alerts?limit=2").json()
     assert [alert["message"] for alert in found["waiting"]] == ["waits 0", "waits 1"]
     assert [alert["message"] for alert in found["last"]] == ["told 2", "told 1"]
+    assert [alert["message"] for alert in found["given_up"]] == ["old"]
 
 
 @pytest.mark.parametrize("address", ["runs?limit=0", "runs?after=-1", "runs?job=round", "alerts?limit=501", "alerts?after=1"])

@@ -159,7 +159,18 @@ def test_the_button_asks_for_a_round_once(browser: TestClient, database: Databas
     with database.read() as session:
         [row] = session.scalars(sa.select(RequestRow))
     assert (row.kind, row.requested_by) == ("round", "web: the installation's token")
-    assert "A round is asked for" in browser.get("/").text
+    text = browser.get("/").text
+    assert "A round is asked for" in text
+    assert "no scheduler was ever seen on this database; the round begins once <code>activeseg schedule</code> runs" in text
+
+
+def test_a_run_names_who_asked_for_it(browser: TestClient, filler: Any) -> None:
+    began = datetime(2026, 3, 1, 2, tzinfo=UTC)
+    filler.add(RequestRow(kind="round", argument={}, requested_by="web: <ann>", taken_at=began))
+    filler.add(
+        JobRun(job="round", host="h", pid=1, outcome=JobOutcome.DONE, started_at=began, ended_at=began, message="push 3")
+    )
+    assert 'push 3 <span class="quiet">(asked for by web: &lt;ann&gt;)</span>' in browser.get("/").text
 
 
 def test_who_may_only_read_sees_no_button_and_cannot_press_it(anonymous: TestClient, database: Database) -> None:
