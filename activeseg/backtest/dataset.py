@@ -14,9 +14,9 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -55,46 +55,56 @@ class Sample:
 @dataclass(frozen=True)
 class ReplayData:
     """What is replayed. folder: absolute, as the URIs of its images begin. pool, held: by name, in order of the names.
-    left_out: files without a mask that fits, and why."""
+    left_out: files without a mask that fits, and why. parts: of `held`, by the folder they come from, where there are two."""
 
     folder: Path
     label_set: LabelSet
     pool: dict[str, Sample]
     held: dict[str, Sample]
     left_out: dict[str, str]
+    parts: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 def prepare(
-    source: Path, folder: Path, settings: Settings, *, hold_out: HoldOut | None = None, on_progress: Progress | None = None
+    source: Path,
+    folder: Path,
+    settings: Settings,
+    *,
+    hold_out: HoldOut | None = None,
+    with_val: bool = False,
+    on_progress: Progress | None = None,
 ) -> ReplayData:
     """Look through a labelled dataset and lay it out in `folder`; a second call changes nothing.
 
     source: train/images train/masks classes.txt and, unless `hold_out`, val/images val/masks; masks are index PNGs named like
     their image, or a folder of them for each class where [labels] overlap. hold_out: which training images are held out; val
-    is not read then.
+    is read beside them only `with_val`.
 
     Every mask is decoded once, so that one that does not fit is known now and not after hours. Nobody may choose an image whose
     copy is held out. Raises ConfigError where parts are missing, two images share a mask, or nothing is left on either side.
     """
     folder = Path(os.path.abspath(folder))  # `absolute()` keeps '..', which the URIs of images have not
-    for part in PARTS[: 2 if hold_out else 4]:
+    for part in PARTS[: 2 if hold_out and not with_val else 4]:
         if not (source / part).is_dir():
             raise ConfigError(f"{source / part} is missing; expected {', '.join(PARTS)} and classes.txt in {source}")
     text = _classes(source / "classes.txt")
     label_set = parse_classes(text, overlap=settings.labels.overlap, include_void=settings.labels.include_void)
-    pool, held = _sides(source, label_set, settings.pool.max_pixels, hold_out)
-    progress = _Counted(on_progress, len(pool.names) + len(held.names))
+    pool, held = _sides(source, label_set, settings.pool.max_pixels, hold_out, with_val=with_val)
+    progress = _Counted(on_progress, len(pool.names) + sum(len(side.names) for side in held.values()))
     left_out: dict[str, str] = {}
-    found = [side.read(left_out, progress) for side in (pool, held)]
-    _leave_out_copies(found[0], found[1], left_out)
-    for samples, purpose in zip(found, ("to choose from", "to measure on"), strict=True):
+    to_choose = pool.read(left_out, progress)
+    to_measure = {part: side.read(left_out, progress) for part, side in held.items()}
+    measured = dict(sorted((name, sample) for samples in to_measure.values() for name, sample in samples.items()))
+    _leave_out_copies(to_choose, measured, left_out)
+    for samples, purpose in ((to_choose, "to choose from"), *((of, "to measure on") for of in to_measure.values())):
         if not samples:
             because = f"; {len(left_out)} were left out, such as: {next(iter(left_out.values()))}" if left_out else ""
             raise ConfigError(f"{source}: no labelled image is left {purpose}{because}")
-    pool.lay_out(found[0], folder / "pool")
-    held.lay_out(found[1], folder / "held")
+    _lay_out(folder / "pool", [(pool, to_choose)], label_set)
+    _lay_out(folder / "held", [(held[part], samples) for part, samples in to_measure.items()], label_set)
     _replace(folder / "classes.txt", text.encode())
-    return ReplayData(folder, label_set, found[0], found[1], left_out)
+    parts = {part: frozenset(samples) for part, samples in to_measure.items()} if len(to_measure) > 1 else {}
+    return ReplayData(folder, label_set, to_choose, measured, left_out, parts)
 
 
 def _leave_out_copies(pool: dict[str, Sample], held: dict[str, Sample], left_out: dict[str, str]) -> None:
@@ -106,13 +116,21 @@ def _leave_out_copies(pool: dict[str, Sample], held: dict[str, Sample], left_out
             del pool[name]
 
 
-def _sides(source: Path, label_set: LabelSet, max_pixels: int, hold_out: HoldOut | None) -> tuple[_Side, _Side]:
-    """What is chosen from, and what is held out."""
-    train = _Side(source / "train", label_set, max_pixels)
-    if hold_out is None:
-        return train, _Side(source / "val", label_set, max_pixels)
-    matching = {name for name in train.names if hold_out(name)}
-    return train.only(set(train.names) - matching), train.only(matching)
+def _sides(
+    source: Path, label_set: LabelSet, max_pixels: int, hold_out: HoldOut | None, *, with_val: bool
+) -> tuple[_Side, dict[str, _Side]]:
+    """What is chosen from, and what is held out, by the folder it lies in."""
+    pool = _Side(source / "train", label_set, max_pixels)
+    held = {}
+    if hold_out is not None:
+        matching = {name for name in pool.names if hold_out(name)}
+        pool, held["train"] = pool.only(set(pool.names) - matching), pool.only(matching)
+    if hold_out is None or with_val:
+        held["val"] = _Side(source / "val", label_set, max_pixels)
+    stems = Counter(path.stem for side in held.values() for path in side.names.values())
+    if twins := [stem for stem, count in stems.items() if count > 1]:
+        raise ConfigError(f"{source}: an image held out of train and one of val are both called {twins[0]!r}; rename one")
+    return pool, held
 
 
 @dataclass
@@ -184,21 +202,26 @@ class _Side:
         self.label_set.require_labelled(mask)
         return Sample(name, hashlib.sha256(data).hexdigest(), digest, class_pixels(mask, self.label_set))
 
-    def lay_out(self, samples: dict[str, Sample], target: Path) -> None:
-        """Make `target` hold exactly these images and their masks."""
-        wanted = {f"images/{name}": self.names[name] for name in samples}
+    def files(self, samples: Iterable[str]) -> Iterator[tuple[str, Path]]:
+        """The files of these images and of their masks, and where they lie beside each other."""
         for name in samples:
+            yield f"images/{name}", self.names[name]
             for path in self.masks.files[self.names[name].stem].values():
-                wanted[f"masks/{path.relative_to(self.masks.folder).as_posix()}"] = path
-        (target / "images").mkdir(parents=True, exist_ok=True)
-        (target / "masks").mkdir(parents=True, exist_ok=True)
-        if self.label_set.overlap:
-            make_class_folders(target / "masks", self.label_set)
-        for path in _files(target):
-            if path.relative_to(target).as_posix() not in wanted:
-                path.unlink()
-        for relative, path in wanted.items():
-            link(path, target / relative)
+                yield f"masks/{path.relative_to(self.masks.folder).as_posix()}", path
+
+
+def _lay_out(target: Path, sides: Iterable[tuple[_Side, Iterable[str]]], label_set: LabelSet) -> None:
+    """Make `target` hold exactly these images of these folders, and their masks."""
+    wanted = {relative: path for side, samples in sides for relative, path in side.files(samples)}
+    (target / "images").mkdir(parents=True, exist_ok=True)
+    (target / "masks").mkdir(parents=True, exist_ok=True)
+    if label_set.overlap:
+        make_class_folders(target / "masks", label_set)
+    for path in _files(target):
+        if path.relative_to(target).as_posix() not in wanted:
+            path.unlink()
+    for relative, path in wanted.items():
+        link(path, target / relative)
 
 
 def class_pixels(mask: Mask, label_set: LabelSet) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ from activeseg.wording import counted
 ENOUGH_SEEDS = 5
 """From here on the bootstrap over seeds is worth its name."""
 
+_PARTS = {"train": "Measured on what was held out of train alone", "val": "Measured on val alone"}
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #202020; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
@@ -60,6 +62,16 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         said.append(f"Seeds are few: {few}; trust the intervals from {ENOUGH_SEEDS} on.")
     against = {name: found.get("against_baseline") for name, found in summary["strategies"].items()}
     return said + [_verdict(name, found) for name, found in against.items() if found]
+
+
+def measured_on(name: str, part: Mapping[str, Any]) -> str:
+    """Over which images a part's figures are, and what they come to on all images."""
+    full = part["full"]
+    goal = f"; trained on all images: mIoU {percent(full['mean_iou'])}" if full and full["mean_iou"] is not None else ""
+    verdicts = [
+        _verdict(of, found["against_baseline"]) for of, found in part["strategies"].items() if "against_baseline" in found
+    ]
+    return " ".join([f"{_PARTS[name]}, {counted(part['held_out'], 'image')}{goal}.", *verdicts])
 
 
 def _verdict(name: str, against: Mapping[str, Any]) -> str:
@@ -142,6 +154,8 @@ def html(summary: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> st
         if picture is not None:
             source = b64encode(picture).decode()
             parts.append(f'<h2>{escape(title)}</h2><img alt="{escape(title)}" src="data:image/png;base64,{source}">')
+    for name, part in summary["parts"].items():
+        parts += [f"<h2>{escape(_PARTS[name])}</h2>", f"<p>{escape(measured_on(name, part))}</p>", _html_table(*table(part))]
     parts += ["<h2>Each round</h2>", _html_table(*_rounds_table(summary))]
     parts += ["<h2>Classes</h2>", _html_table(*_classes_table(summary))]
     parts += ["<h2>Cost</h2>", _html_table(*_cost_table(summary))]

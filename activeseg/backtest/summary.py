@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,30 @@ def summarise(units: Sequence[Unit], protocol: Protocol, data: ReplayData, rare:
     """Everything the report says, as JSON values; what cannot be said is None.
 
     A strategy's figures are means over the seeds that have all rounds; differences are over those the baseline has, too.
+    'parts': the same again, measured on each part of the images held out alone.
     """
+    summary = _summary(units, protocol, data, rare)
+    parts = {name: [restricted(unit, held) for unit in units] for name, held in data.parts.items()}
+    return summary | {
+        "parts": {name: _summary(of, protocol, data, rare) | {"held_out": len(data.parts[name])} for name, of in parts.items()}
+    }
+
+
+def restricted(unit: Unit, held_out: Collection[str]) -> Unit:
+    """The unit measured on these of its images alone. Calibration is of all its images, so that none is left."""
+    rows = [number for number, name in enumerate(unit.held_out) if name in held_out]
+    counts = unit.counts[rows]
+    by_class = [_plain(curve(counts, [channel])) for channel in range(len(unit.classes))]
+    return replace(
+        unit,
+        held_out=tuple(unit.held_out[number] for number in rows),
+        counts=counts,
+        overall={"mean_iou": _plain(curve(counts))},
+        iou=dict(zip(unit.classes, by_class, strict=True)),
+    )
+
+
+def _summary(units: Sequence[Unit], protocol: Protocol, data: ReplayData, rare: Sequence[int]) -> dict[str, Any]:
     names = [data.label_set.names[index] for index in data.label_set.channels]
     chains = {strategy: _complete(units, strategy, len(protocol.labels)) for strategy in protocol.strategies}
     full = next((unit for unit in units if unit.strategy == FULL), None)

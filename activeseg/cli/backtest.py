@@ -45,6 +45,9 @@ def backtest(
         str | None,
         typer.Option("--hold-out", help="Regular expression: measure on the train images whose path it matches, not on val."),
     ] = None,
+    with_val: Annotated[
+        bool, typer.Option("--with-val", help="With --hold-out: measure on val, too; the report also tells both apart.")
+    ] = False,
     full_steps: Annotated[
         int | None,
         typer.Option("--full-steps", min=0, help="Steps of the training on all images; 0 = none. [default: 3 x steps]"),
@@ -75,7 +78,7 @@ def backtest(
     names = parse_strategies(strategies)
     settings = _settings(context, config)
     with alone(out):
-        prepared = _prepare(data, out, settings, hold_out, on_history=on_history, quiet=as_json)
+        prepared = _prepare(data, out, settings, hold_out, with_val=with_val, on_history=on_history, quiet=as_json)
         pool = len(prepared.pool)
         labels = labels_of_budgets(budgets, pool) if budgets else labels_of_steps(initial, step, until, pool)
         channels = rare_channels(prepared, [name.strip() for name in rare.split(",")] if rare else ())
@@ -109,7 +112,14 @@ def _defaults() -> Settings:
 
 
 def _prepare(
-    data: Path | None, out: Path, settings: Settings | None, hold_out: str | None, *, on_history: bool, quiet: bool
+    data: Path | None,
+    out: Path,
+    settings: Settings | None,
+    hold_out: str | None,
+    *,
+    with_val: bool,
+    on_history: bool,
+    quiet: bool,
 ) -> ReplayData:
     from activeseg.backtest.dataset import matching, prepare
     from activeseg.backtest.history import export_history
@@ -120,6 +130,10 @@ def _prepare(
     held = matching(hold_out) if hold_out else None
     if on_history == (data is not None):
         raise ConfigError("expected either --data with a folder of labelled images, or --on-history")
+    if with_val and (on_history or not hold_out):
+        raise ConfigError(
+            "--with-val measures on val beside what --hold-out names: give --data and --hold-out, or leave it out"
+        )
     if on_history:
         if settings is None:
             raise ConfigError("--on-history replays a workspace: go to its folder, or name its configuration with --config")
@@ -130,7 +144,12 @@ def _prepare(
     with listening(quiet=quiet) as listener:
         progress = listener.of("look through the images")
         prepared = prepare(
-            Path(str(data)).absolute(), work / "data", settings or _defaults(), hold_out=held, on_progress=progress
+            Path(str(data)).absolute(),
+            work / "data",
+            settings or _defaults(),
+            hold_out=held,
+            with_val=with_val,
+            on_progress=progress,
         )
     for name, problem in prepared.left_out.items():
         typer.echo(f"left out: {name}: {problem}", err=True)
@@ -192,7 +211,7 @@ def _tell(
     as_json: bool,
 ) -> None:
     """Write the report and the rows, and print the table."""
-    from activeseg.backtest.report import sentences, table, write_report
+    from activeseg.backtest.report import measured_on, sentences, table, write_report
     from activeseg.backtest.results import store_results
     from activeseg.backtest.summary import summarise
 
@@ -207,4 +226,7 @@ def _tell(
     print_table(head, rows)
     for text in sentences(summary):
         typer.echo(text)
+    for name, part in summary["parts"].items():
+        typer.echo(f"\n{measured_on(name, part)}")
+        print_table(*table(part))
     typer.echo(f"report: {out / 'report.html'}, {out / 'report.json'}; rows: {database}")

@@ -91,3 +91,23 @@ def test_an_image_whose_copy_is_held_out_is_not_in_the_pool(labelled: Path, tmp_
     assert "copy.png" not in data.pool
     assert data.left_out == {"copy.png": "the same image is held out as ball_0101.png"}
     assert names(tmp_path / "data/pool/images") == list(data.pool)
+
+
+def test_val_is_measured_on_beside_what_is_held_out_of_train(labelled: Path, tmp_path: Path) -> None:
+    target = tmp_path / "data"
+    data = prepare(labelled, target, Settings(), hold_out=matching("_000[0-2]"), with_val=True)
+    of_train = frozenset(f"ball_000{number}.png" for number in range(3))
+    assert data.parts == {"train": of_train, "val": frozenset(f"ball_{seed:04d}.png" for seed in range(100, 104))}
+    assert set(data.held) == data.parts["train"] | data.parts["val"]
+    assert names(target / "held/images") == names(target / "held/masks") == list(data.held)
+    assert not data.held.keys() & data.pool.keys()
+    assert prepare(labelled, target, Settings(), hold_out=matching("_000[0-2]")).parts == {}
+
+
+def test_an_image_of_train_and_one_of_val_cannot_be_told_apart_by_one_name(labelled: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(labelled, source)
+    for kind in ("images", "masks"):
+        shutil.copy(source / f"train/{kind}/ball_0001.png", source / f"val/{kind}/ball_0000.png")
+    with pytest.raises(ConfigError, match=r"both called 'ball_0000'.*rename"):
+        prepare(source, tmp_path / "data", Settings(), hold_out=matching("_000[0-2]"), with_val=True)

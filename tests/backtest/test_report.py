@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from activeseg.cli.app import app
 from activeseg.db.database import Database
 from activeseg.db.models import Backtest, BacktestUnit, Split
+from activeseg.errors import ConfigError
 from activeseg.stages.dataset import import_dataset
 from activeseg.workspace import Workspace
 from tests.factories import CLASSES, write_balls, write_class_folders
@@ -82,6 +84,29 @@ def test_the_report_holds_figures_pictures_and_rows(
         assert session.scalar(sa.select(sa.func.count()).select_from(Backtest)) == 1
         assert session.scalar(sa.select(sa.func.count()).select_from(BacktestUnit)) == 11
     database.close()
+
+
+def test_val_beside_a_clip_held_out_is_told_apart(
+    labelled: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--data", labelled, "--config", recipe, "--out", "out", "--budgets", "3,5", "--full-steps", 0, "--seeds", 1)
+    printed = run(*options, "--strategies", "random", "--hold-out", "_000[0-2]", "--with-val").stdout
+    assert "what was held out of train alone, 3 images" in printed
+    assert "val alone, 4 images" in printed
+    summary = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    unit = json.loads((tmp_path / "out/units/random-s0-r0.json").read_text(encoding="utf-8"))
+    assert (summary["held_out"], len(unit["held_out"])) == (7, 7)
+    for part, name in (("train", "ball_000"), ("val", "ball_010")):
+        counts = [row for held, row in zip(unit["held_out"], unit["counts"], strict=True) if held.startswith(name)]
+        hits, truth, predicted = np.sum(counts, axis=0)
+        expected = np.mean(hits / (truth + predicted - hits))
+        assert summary["parts"][part]["strategies"]["random"]["rounds"][0]["mean_iou"] == pytest.approx(expected)
+    assert "val alone" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+    refused = CliRunner().invoke(app, ["backtest", *map(str, options), "--with-val"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "--hold-out" in str(refused.exception)
 
 
 def test_overlapping_classes_other_sizes_and_no_names_of_clips_are_replayed_too(recipe: Path, tmp_path: Path) -> None:

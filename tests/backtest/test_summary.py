@@ -43,3 +43,24 @@ def test_labels_saved_on_the_way_to_the_goal_are_those_of_the_seeds_both_have() 
     assert summary["strategies"]["random"]["labels_to_goal"] is None
     assert against["seeds"] == [0]
     assert against["goal_saving"] == pytest.approx(1 - 10 / 30)
+
+
+def test_parts_of_what_is_held_out_are_measured_apart() -> None:
+    clip, val = (np.array([[[hits] * 3, [1000] * 3, [hits] * 3]], np.int64) for hits in (200, 800))
+    parts = {"train": frozenset({"h.png"}), "val": frozenset({"v.png"})}
+    data = ReplayData(Path("anywhere"), CLASSES, POOL, {}, {}, parts)
+    both = [
+        replace(one, held_out=("h.png", "v.png"), counts=np.concatenate([clip, val]))
+        for strategy in ("random", "entropy_sum")
+        for one in chain(strategy, 0, 0.5, 0.5, 0.5)
+    ]
+    summary = summarise(both, Protocol(("random", "entropy_sum"), LABELS, (0,), 5), data, (1,))
+    assert summary["strategies"]["random"]["area"] == pytest.approx(0.5)
+    for part, expected in (("train", 0.2), ("val", 0.8)):
+        found = summary["parts"][part]["strategies"]["entropy_sum"]
+        assert summary["parts"][part]["held_out"] == 1
+        assert found["area"] == pytest.approx(expected)
+        assert found["rare_area"] == pytest.approx(expected)
+        assert found["rounds"][0]["iou"] == pytest.approx(dict.fromkeys(both[0].classes, expected))
+        assert found["rounds"][0]["nll"] is None  # it is known over all images alone
+        assert found["against_baseline"]["area"]["difference"] == pytest.approx(0)
