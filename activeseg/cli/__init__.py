@@ -38,6 +38,9 @@ def _known_problem(error: Exception) -> str | None:
         line = str(error.orig).strip().splitlines()[0]
         # SQLite calls a misspelt column operational, too.
         return None if line.startswith("no such") else f"the database gave up: {line}"
+    ours = sys.modules.get("activeseg.db.database")
+    if ours is not None and ours.was_ended(error):
+        return "this process stood still in a write, which the database ended: nothing of it was written; run it again"
     return None
 
 

@@ -23,6 +23,8 @@ IDLE_SECONDS = 60.0
 """How long PostgreSQL waits for a process in the middle of a write transaction before it ends that: no longer than a lease
 lives. Time counts between two statements only, where nothing is worked out while a transaction may write."""
 
+_IDLE_TOO_LONG = "25P03"
+
 
 class Fence(Protocol):
     """Something that must still hold inside every write transaction (a lease)."""
@@ -111,11 +113,17 @@ class Database:
 
 
 def idle_at_most(seconds: float) -> sa.ColumnElement[str]:
-    """Selected in a transaction of PostgreSQL: the server ends it once it has heard nothing for so long between two statements.
+    """Selected in a transaction of PostgreSQL: the server ends it once it has heard nothing for so long between two statements;
+    0: never, whatever the server's own setting.
 
     A process that is paused, or whose host is gone, would otherwise keep its locks for ever.
     """
     return sa.func.set_config("idle_in_transaction_session_timeout", f"{seconds:.3f}s", True)
+
+
+def was_ended(error: BaseException) -> bool:
+    """Whether PostgreSQL ended this process's transaction because it heard nothing for too long: see `idle_at_most`."""
+    return isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) == _IDLE_TOO_LONG
 
 
 def _parse(text: str) -> sa.URL:

@@ -95,13 +95,14 @@ def start_run(session: Session, job: str, planned_at: datetime | None, *, at: da
     row = JobRun(job=job, planned_at=planned_at, host=this_host(), pid=os.getpid(), outcome=JobOutcome.RUNNING, started_at=at)
     session.add(row)
     session.flush()
-    beat(session, row.id)
+    beat(session, row.id, at)
     return row
 
 
-def beat(session: Session, run_id: int) -> bool:
-    """Say that a run is on; False where it was ended meanwhile, by whomever."""
-    on = sa.update(JobRun).where(JobRun.id == run_id, JobRun.outcome == JobOutcome.RUNNING)
+def beat(session: Session, run_id: int, started_at: datetime) -> bool:
+    """Say that a run is on; False where it was ended meanwhile, by whomever, or a restore gave its number to another."""
+    same = JobRun.id == run_id, JobRun.started_at == started_at
+    on = sa.update(JobRun).where(*same, JobRun.outcome == JobOutcome.RUNNING)
     renewed = on.values(beat_at=_clock(session)).returning(JobRun.id)
     return session.execute(renewed, execution_options={"synchronize_session": False}).first() is not None
 

@@ -99,9 +99,13 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
         with database.read() as session:
             other = session.get(Lease, name)
             free = _is_expired(session, name)
-        if not free or time.monotonic() > until:
+        who = other.holder if other else "unknown"
+        if not free:
+            raise LeaseError(f"another process is at work on this database ({who}); try again later")
+        if time.monotonic() > until:
             raise LeaseError(
-                f"another process is at work on this database ({other.holder if other else 'unknown'}); try again later"
+                f"another process is at work on this database ({who}), or was stopped in the middle of a write: try again "
+                "later, or end it"
             )
         # Its time is over and its row is locked: somebody is in the middle of a write, or was paused there.
         _end_paused(database, name, ttl)
@@ -148,8 +152,8 @@ def _is_expired(session: Session, name: str) -> bool:
 
 
 def _end_paused(database: Database, name: str, ttl: float) -> None:
-    """End connections that write under a lease that ran out, and for `ttl` seconds have not said or taken what the server waits
-    for in the middle of a statement: there PostgreSQL counts no idle time."""
+    """End connections that write under a lease that ran out where the server waits for them in the middle of a statement that
+    is older than `ttl` seconds: there PostgreSQL counts no idle time, nor since when it waits."""
     if database.dialect != "postgresql":
         return
     statement = sa.text(
@@ -176,18 +180,23 @@ def barred(database: Database, names: Sequence[str]) -> Iterator[None]:
     if database.dialect != "postgresql":
         yield
         return
-    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    # In a transaction that lasts: behind a pooler that shares connections between transactions, a lock of the session would
+    # stay with a connection that others get.
+    with database.engine.connect() as connection:
         try:
-            connection.execute(sa.select(sa.func.set_config("lock_timeout", f"{TTL_SECONDS + 2:.0f}s", False)))
+            wait = sa.func.set_config("lock_timeout", f"{TTL_SECONDS + 2:.0f}s", True)
+            connection.execute(sa.select(wait, idle_at_most(0)))
             for name in names:
-                connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCKS, _number(name))))
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCKS, _number(name))))
         except sa.exc.DBAPIError as error:
             connection.invalidate()
-            raise LeaseError(f"another process is in the middle of a write; nothing was replaced: {error.orig}") from error
+            raise LeaseError(
+                f"another process is in the middle of a write; nothing was replaced: try again after it ({error.orig})"
+            ) from error
         try:
             yield
         finally:
-            connection.invalidate()  # its locks and its setting go with it
+            connection.invalidate()  # also where it is gone already, which is no error of what was done meanwhile
 
 
 def is_held(session: Session, name: str = LOOP) -> bool:

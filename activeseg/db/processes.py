@@ -35,6 +35,11 @@ def place() -> str:
     return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:12]
 
 
+def is_of(holder: str, host: str, pid: int) -> bool:
+    """Whether `this_process` named a process with this number on this host."""
+    return holder.startswith(f"{host}:{pid}:")
+
+
 def is_gone(holder: str) -> bool:
     """Whether the process that `this_process` named has certainly ended; False wherever that cannot be seen from here.
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from activeseg.db import jobs, lease, rounds
 from activeseg.db.jobs import RunRecord
 from activeseg.db.models import JobOutcome, JobRun, Lease, RequestRow, ScheduleSlot
+from activeseg.db.processes import is_of
 from activeseg.wording import moment
 
 UNSERVED = timedelta(minutes=15)
@@ -36,17 +37,8 @@ def scheduler_at_work(session: Session) -> RunRecord | None:
     holder = session.scalar(sa.select(Lease.holder).where(Lease.name == lease.LOOP)) if lease.is_held(session) else None
     if holder is None:
         return None
-    host, _, rest = holder.partition(":")
-    return next(
-        (
-            run
-            for run in jobs.last_of_each(session)
-            if run.outcome is JobOutcome.RUNNING
-            and (run.host, str(run.pid)) == (host, rest.partition(":")[0])
-            and (run.planned_at or run.asked_by)
-        ),
-        None,
-    )
+    on = (run for run in jobs.last_of_each(session) if run.outcome is JobOutcome.RUNNING and (run.planned_at or run.asked_by))
+    return next((run for run in on if is_of(holder, run.host, run.pid)), None)
 
 
 def standing_still(session: Session, *, planned: Collection[str], at: datetime, zone: tzinfo) -> list[str]:

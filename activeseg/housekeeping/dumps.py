@@ -57,6 +57,7 @@ def load(database: Database, file: Path, *, token: int) -> None:
         with _held_by_nobody(file, target, token) as held:
             # Into the open file, page by page in one transaction: whoever has it open reads the old or the new content.
             _copy_sqlite(held, target)
+        _hold(target)  # from now on: copying a large one may take longer than a lease lives
         return
     _run(database.url, "pg_restore", "--clean", "--if-exists", "--no-owner", "--no-privileges", "--single-transaction",
          "--exit-on-error", "--dbname=", str(file))  # fmt: skip
@@ -71,15 +72,22 @@ def _held_by_nobody(file: Path, target: Path, token: int) -> Iterator[Path]:
         _copy_sqlite(file, copy)
         with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode=DELETE")
-            row = f"'{RESTORING}', {token}, {lease.CLOCK['sqlite']} + {lease.TTL_SECONDS}"
             for name in LEASES:
                 connection.execute(
                     "INSERT OR IGNORE INTO leases (name, holder, token, expires_at) VALUES (?, '', 0, 0)", [name]
                 )
-            connection.execute(f"UPDATE leases SET (holder, token, expires_at) = ({row})")
+            connection.execute("UPDATE leases SET holder = ?, token = ?", [RESTORING, token])
+        _hold(copy)
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _hold(file: Path) -> None:
+    """Let the leases in a file, whose holder is RESTORING, expire a lease's time to live from now."""
+    expiry = f"{lease.CLOCK['sqlite']} + {lease.TTL_SECONDS}"
+    with closing(sqlite3.connect(file, timeout=30, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE leases SET expires_at = {expiry} WHERE holder = ?", [RESTORING])
 
 
 def require_tools(database: Database) -> None:

@@ -4,23 +4,18 @@ The functions are those of `imaging.decode` and `imaging.masks`; they give and r
 their own (`imaging.decoder`), which are kept for the next image. What kills such a process becomes an ImageError (of a mask:
 a MaskError) with its reason. Safe to call from several threads: as many images are decoded at a time as there are cores.
 
-Pixels come through memory that both share. On Linux it is sealed: a decoder that was taken over cannot make it shorter under
-our reading, which would kill this process. Elsewhere (macOS) it is a file without a name in the folder for temporary files,
-and is read as a file: one that was cut off is an answer that cannot be. Limits on processor time, files and core dumps hold
-there too; the one on memory, and being the first to go where memory runs out, are Linux's.
+Pixels come through memory that both share (`imaging.shared_pixels`). Limits on processor time, files and core dumps hold on
+macOS, too; the one on memory, and being the first to go where memory runs out, are Linux's.
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
-import mmap
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -35,15 +30,13 @@ from activeseg.errors import ConfigError, ImageError, MaskError
 from activeseg.imaging import decoder
 from activeseg.imaging.decode import FORMATS, Decoded, ImageInfo, Pixels
 from activeseg.imaging.masks import Mask, class_indices, plane_errors
+from activeseg.imaging.shared_pixels import SharedPixels
 from activeseg.records import InputPolicy
 
 WALL_SECONDS = 10.0 * decoder.CPU_SECONDS
 """A decoder that has not answered by then is ended; the processor may be busy with other things."""
 
 START_SECONDS = 120.0
-
-KEPT_BYTES = 32 * 2**20
-"""Shared memory a decoder keeps between two images; what a larger one took is given back."""
 
 LOOK_AGAIN = "looked at again by the next sync"
 """Part of a reason that may be the machine's fault and not the file's."""
@@ -154,7 +147,7 @@ class _Decoder:
 
     def __init__(self, room: int) -> None:
         self.room = room
-        self._shared = _Shared(room)
+        self._shared = SharedPixels(room)
         root = str(Path(activeseg.__file__).parents[1])
         kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         try:
@@ -322,70 +315,6 @@ class _Decoders:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Shared:
-    """Memory that a decoder writes pixels to, and that no name leads to. Raises ConfigError where there is no room for it.
-
-    Nothing is taken before it is written to.
-    """
-
-    def __init__(self, size: int) -> None:
-        try:
-            self.descriptor, sealed = _nameless_file(size)
-            try:
-                # Never of a file that can be made shorter.
-                self._view = mmap.mmap(self.descriptor, size) if sealed else None
-            except OSError:
-                os.close(self.descriptor)
-                raise
-        except OSError as error:
-            raise ConfigError(
-                f"no {size} bytes to share with a process for decoding images ({error.strerror}): allow this one more "
-                "memory, or lower [pool] max_pixels"
-            ) from error
-
-    def read(self, size: int) -> npt.NDArray[np.uint8] | None:
-        """A copy of the first bytes; None where there are fewer."""
-        if self._view is None:
-            return self._read_file(size)
-        pixels = np.frombuffer(self._view, np.uint8, size).copy()
-        if size > KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
-            self._view.madvise(mmap.MADV_REMOVE)
-        return pixels
-
-    def _read_file(self, size: int) -> npt.NDArray[np.uint8] | None:
-        pixels = bytearray()
-        while len(pixels) < size:
-            part = os.pread(self.descriptor, min(size - len(pixels), KEPT_BYTES), len(pixels))
-            if not part:
-                return None
-            pixels += part
-        return np.frombuffer(pixels, np.uint8)
-
-    def close(self) -> None:
-        """Give it back; a second time does nothing."""
-        if self._view is not None:
-            self._view.close()
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
-
-
-def _nameless_file(size: int) -> tuple[int, bool]:
-    """Its descriptor, and whether it is sealed: nobody can make it shorter."""
-    if not (hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")):
-        with tempfile.TemporaryFile() as file:
-            file.truncate(size)
-            return os.dup(file.fileno()), False
-    memory = os.memfd_create("activeseg-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(memory, size)
-        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)  # reading behind its end would kill this process
-    except OSError:
-        os.close(memory)
-        raise
-    return memory, True
 
 
 _decoders = _Decoders()

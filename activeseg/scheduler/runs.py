@@ -104,7 +104,7 @@ class Runs:
         with (
             logs.run_log(begun.log, run=begun.run, job=begun.job),
             tracing.run_span(begun.job, run=begun.run, planned_at=planned) as note,
-            self._beating(begun.run),
+            self._beating(begun),
         ):
             _log.info("run begun", extra={"planned_at": planned})
             yield note
@@ -186,9 +186,9 @@ class Runs:
             requests.give_back(session, request.id)
 
     @contextmanager
-    def _beating(self, run: int) -> Iterator[None]:
+    def _beating(self, begun: Begun) -> Iterator[None]:
         stop = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(run, stop), name=f"beat-{run}", daemon=True)
+        thread = threading.Thread(target=self._beat, args=(begun, stop), name=f"beat-{begun.run}", daemon=True)
         thread.start()
         try:
             yield
@@ -196,16 +196,17 @@ class Runs:
             stop.set()
             thread.join()
 
-    def _beat(self, run: int, stop: threading.Event) -> None:
+    def _beat(self, begun: Begun, stop: threading.Event) -> None:
         while not stop.wait(self.ttl / 3):
             try:
                 with self.database.write() as session:
-                    if not jobs.beat(session, run):
-                        _log.warning("run %s was taken for abandoned: it was not heard of for %.0f s", run, self.ttl)
+                    if not jobs.beat(session, begun.run, begun.started_at):
+                        why = f"it was not heard of for {self.ttl:.0f} s, or a backup was restored"
+                        _log.warning("run %s is not on any more in the database: %s", begun.run, why)
                         return
             except (sa.exc.SQLAlchemyError, NoRoomError) as error:
                 # The database is away, busy or full: the next beat may succeed.
-                _log.debug("run %s could not say that it is on: %s", run, first_line(error))
+                _log.debug("run %s could not say that it is on: %s", begun.run, first_line(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 from activeseg.db import jobs, lease, requests
-from activeseg.db.database import Database
+from activeseg.db.database import Database, was_ended
 from activeseg.db.models import JobOutcome
 from activeseg.db.models.columns import now as utc_now
 from activeseg.errors import ActivesegError, LeaseError
@@ -283,9 +283,7 @@ class Scheduler:
 
 def _database_went_away(error: Exception) -> bool:
     """Also where it sent this process away, which was paused in the middle of a write: see `lease.HeldLease.check`."""
-    if isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
-        return True
-    return isinstance(error, sa.exc.DBAPIError) and type(error.orig).__name__ == "IdleInTransactionSessionTimeout"
+    return isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError) or was_ended(error)
 
 
 def _quiet_logger() -> logging.Logger:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from activeseg import cli
 from activeseg.config import load_settings
+from activeseg.db.database import Database, idle_at_most
 from tests.cli.commands import CommandLine
 
 
@@ -74,6 +78,21 @@ def test_a_label_studio_that_is_not_there_is_one_line(
     error = trained_copy(*command.split()).error
     assert "http://127.0.0.1:9" in error
     assert "sesame" not in error
+
+
+def test_who_was_stopped_in_the_middle_of_a_write_is_told_to_run_it_again(database: Database) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite waits for the process")
+
+    def pause() -> None:
+        with database.write() as session:
+            session.execute(sa.select(idle_at_most(0.1)))
+            time.sleep(0.5)
+            session.execute(sa.select(1))
+
+    with pytest.raises(sa.exc.DBAPIError) as raised:
+        pause()
+    assert "nothing of it was written; run it again" in (cli._known_problem(raised.value) or "")
 
 
 def test_a_broken_image_is_no_traceback(trained: CommandLine, tmp_path: Path) -> None:

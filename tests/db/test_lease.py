@@ -285,6 +285,41 @@ def test_nobody_takes_or_uses_a_lease_while_the_tables_are_replaced(database: Da
     other.close()
 
 
+def test_what_bars_the_leases_outlasts_the_patience_of_server_and_pooler(database: Database, database_url: str) -> None:
+    """A lock of the session would stay with a connection that a pooler gives to others, and end with an idle session."""
+    if database.dialect == "sqlite":
+        pytest.skip("there the row that is copied in says so")
+    patience = "-c idle_in_transaction_session_timeout=200 -c idle_session_timeout=200"
+    url = sa.make_url(database_url).update_query_dict({"options": patience})
+    impatient = Database(url.render_as_string(hide_password=False))
+    held = sa.text(
+        "SELECT state FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND datname = current_database()"
+    )
+    with lease.barred(impatient, ["loop"]):
+        time.sleep(0.5)
+        with database.read() as session:
+            assert session.scalar(held) == "idle in transaction"
+        with pytest.raises(LeaseError, match="a backup is being restored"):
+            lease.acquire(database, "loop")
+    assert lease.acquire(database, "loop").token == 1
+    impatient.close()
+
+
+def test_who_waits_for_a_write_that_does_not_end_is_told_what_to_do(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.dialect == "sqlite":
+        pytest.skip("SQLite's one lock is waited for by the database itself")
+    monkeypatch.setattr(lease, "LOCK_SECONDS", 0.1)
+    held = lease.acquire(database, "loop")
+    expire(database)
+    with database.engine.begin() as connection:
+        connection.execute(sa.select(Lease.token).with_for_update())
+        with pytest.raises(LeaseError, match=rf"{held.holder}.* in the middle of a write: try again later, or end it"):
+            lease.acquire(database, "loop", ttl=0.3)
+
+
 def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
@@ -222,6 +224,33 @@ def test_nobody_gets_in_between_the_old_content_and_the_new(
     with lease.holding(other):  # and from now on everybody may
         pass
     other.close()
+
+
+def test_nobody_gets_in_after_a_copy_that_took_longer_than_a_lease_lives(
+    stored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if stored.database.dialect == "postgresql":
+        pytest.skip("there a lock lasts as long as the restore")
+    make_backup(stored.workspace, tmp_path / "backup")
+    copy, load = dumps._copy_sqlite, dumps.load
+
+    def copying_slowly(source: Path, target: Path) -> None:
+        if source.suffix == ".restoring":
+            with closing(sqlite3.connect(source)) as connection, connection:
+                connection.execute("UPDATE leases SET expires_at = 0")
+        copy(source, target)
+
+    def loading(*args: Any, **how: Any) -> None:
+        load(*args, **how)
+        for name in (lease.LOOP, lease.FILES):
+            with pytest.raises(LeaseError):
+                lease.acquire(stored.database, name)
+
+    monkeypatch.setattr(dumps, "_copy_sqlite", copying_slowly)
+    monkeypatch.setattr(dumps, "load", loading)
+    restore_backup(stored.workspace, tmp_path / "backup", force=True)
+    with lease.holding(stored.database):
+        pass
 
 
 @pytest.mark.parametrize("damage", ["file", "missing", "database", "list"])

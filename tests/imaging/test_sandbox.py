@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from activeseg.errors import ConfigError, ImageError, MaskError
-from activeseg.imaging import decode, decoder, masks, sandbox
+from activeseg.imaging import decode, decoder, masks, sandbox, shared_pixels
 from activeseg.records import InputPolicy
 from tests.imaging.corpus import bad_cases, encode, good_cases, scene
 
@@ -185,10 +185,10 @@ def test_a_decoder_ends_with_the_process_that_asked_it() -> None:
 def as_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what only Linux has."""
     sandbox.close()
-    monkeypatch.delattr(sandbox.os, "memfd_create", raising=False)
-    monkeypatch.delattr(sandbox.mmap, "MADV_REMOVE", raising=False)
+    monkeypatch.delattr(shared_pixels.os, "memfd_create", raising=False)
+    monkeypatch.delattr(shared_pixels.mmap, "MADV_REMOVE", raising=False)
     for name in ("F_ADD_SEALS", "F_SEAL_SHRINK"):
-        monkeypatch.delattr(sandbox.fcntl, name, raising=False)
+        monkeypatch.delattr(shared_pixels.fcntl, name, raising=False)
 
 
 def test_images_are_decoded_behind_the_wall_where_no_memory_can_be_sealed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,16 +143,34 @@ def test_a_scheduler_goes_on_where_a_restore_replaced_its_run(
     assert "a look failed" not in caplog.text
 
 
+def test_a_run_that_a_restore_gave_our_number_is_not_kept_alive(database: Database, clock: Any, runs: Runs) -> None:
+    """It was on when the backup was made, its process is gone, and its night waits for somebody to see that."""
+
+    def work(check_stop: Callable[[], None]) -> str:
+        before = {"started_at": NIGHT - timedelta(days=1), "beat_at": 1.0}
+        with database.write() as session:
+            session.execute(sa.update(JobRun).values(before))
+        until = time.monotonic() + 5
+        while any(thread.name == f"beat-{runs()[0].id}" for thread in threading.enumerate()) and time.monotonic() < until:
+            time.sleep(0.02)
+        return str(runs()[0].beat_at)
+
+    job = Job("round", Cron("0 2 * * *", ZoneInfo("UTC"), key="round"), work, catches_up=True)
+    result = Scheduler(database, [job], now=clock, ttl=0.3).tick("round")
+    assert result is not None
+    assert result.message == "1.0"
+
+
 def test_a_full_disk_for_a_while_does_not_silence_a_run(
     database: Database, clock: Any, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, tries = threading.Event(), iter([True, False])
     beat = jobs.beat
 
-    def full_once(session: Session, run: int) -> bool:
+    def full_once(session: Session, run: int, started_at: datetime) -> bool:
         if begun.is_set() and next(tries, False):
             raise NoRoomError("no room left for the database")
-        return beat(session, run)
+        return beat(session, run, started_at)
 
     def work(check_stop: Callable[[], None]) -> str:
         first = runs()[0].beat_at
