@@ -135,9 +135,12 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(settings: Settings, *, check_schema: bool = True) -> Iterator[Workspace]:
-    """A workspace whose database is at the right schema (SchemaError otherwise) and is closed at the end."""
-    database = Database(settings.database_url)
+def open_workspace(settings: Settings, *, check_schema: bool = True, beside: Database | None = None) -> Iterator[Workspace]:
+    """A workspace whose database is at the right schema (SchemaError otherwise) and is closed at the end.
+
+    beside: of the same settings, in a process that opens workspaces again and again (`Database.beside`).
+    """
+    database = Database(settings.database_url) if beside is None else beside.beside()
     try:
         if check_schema:
             database.require_schema()

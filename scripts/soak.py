@@ -88,7 +88,7 @@ def work(config: Path) -> None:
     logs = None if settings.log.dir is None else settings.path(settings.log.dir)
     catch_up = timedelta(hours=settings.schedule.catch_up_hours)
     watch = watcher(settings, database)
-    scheduler = Scheduler(database, loop_jobs(settings), watch=watch, catch_up=catch_up, logs=logs)
+    scheduler = Scheduler(database, loop_jobs(settings, database), watch=watch, catch_up=catch_up, logs=logs)
     for _ in sys.stdin:
         result = scheduler.run_once("round")
         print(json.dumps({"outcome": result.outcome, "message": result.message, "seconds": result.seconds}), flush=True)

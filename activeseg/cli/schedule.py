@@ -48,7 +48,7 @@ def schedule(
     with workspace_of(context) as workspace:
         settings = workspace.settings
         zone = schedule_zone(settings.schedule)
-        planned = loop_jobs(settings)
+        planned = loop_jobs(settings, workspace.database)
         scheduler = Scheduler(
             workspace.database,
             planned,

@@ -43,13 +43,22 @@ class Database:
     fence: checked first in every write transaction while set; raises LeaseError once another process took over.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, engine: sa.Engine | None = None) -> None:
         self.url = _parse(url)
-        self.engine = _make_engine(self.url)
+        self._borrowed = engine is not None
+        self.engine = engine or _make_engine(self.url)
         self.fence: Fence | None = None
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
         writing = self.engine.execution_options(activeseg_begin="IMMEDIATE")
         self._writing = sessionmaker(writing, expire_on_commit=False)
+
+    def beside(self) -> Database:
+        """Another one with a fence of its own, on the same engine, which stays open when it is closed.
+
+        For a process that lives long and works in turns: SQLAlchemy keeps the statements it compiled for each engine it ever
+        met, some 25 a round, so that memory would grow with every turn that makes an engine.
+        """
+        return Database(self.url.render_as_string(hide_password=False), engine=self.engine)
 
     @property
     def dialect(self) -> str:
@@ -109,7 +118,8 @@ class Database:
 
     def close(self) -> None:
         """Return all connections."""
-        self.engine.dispose()
+        if not self._borrowed:
+            self.engine.dispose()
 
 
 def idle_at_most(seconds: float) -> sa.ColumnElement[str]:

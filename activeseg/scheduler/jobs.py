@@ -1,4 +1,4 @@
-"""What runs: the jobs of [schedule]. Each run opens its own workspace and client, and takes the lease where it writes."""
+"""What runs: the jobs of [schedule]. Each run has its own workspace, fence and client, and takes the lease where it writes."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ class Job:
     leases: Collection[str] = (lease.LOOP,)
 
 
-def loop_jobs(settings: Settings) -> list[Job]:
+def loop_jobs(settings: Settings, database: Database | None = None) -> list[Job]:
     """The jobs of [schedule], also those without a time of their own. Raises ConfigError for a bad cron string.
 
-    What the next run of a job would do as well is not made up: only the night, and what comes once a day or a week.
+    database: that of the settings, on whose engine they all work; None: each run opens one of its own. What the next run of
+    a job would do as well is not made up: only the night, and what comes once a day or a week.
     """
     section = settings.schedule
     zone = schedule_zone(section)
@@ -65,16 +66,16 @@ def loop_jobs(settings: Settings) -> list[Job]:
         return Job(name, None if text is None else Cron(text, zone, key=name), run, **how)
 
     def works(work: Work) -> Callable[[CheckStop], str]:
-        return partial(_work, settings, work)
+        return partial(_work, settings, database, work)
 
     return [
         job("round", works(_round), catches_up=True, on_request=True),
-        job("pull", partial(_pull, settings), on_request=True),
+        job("pull", partial(_pull, settings, database), on_request=True),
         job("sync", works(_sync)),
         job("score", works(_score)),
         job("push", works(_push)),
         job("train", works(_train), catches_up=True),
-        job("report", partial(_report, settings), catches_up=True, leases=()),
+        job("report", partial(_report, settings, database), catches_up=True, leases=()),
         job("gc", works(_collect_garbage), catches_up=True, leases=(lease.LOOP, lease.FILES)),
     ]
 
@@ -100,8 +101,8 @@ def watcher(settings: Settings, database: Database) -> Callable[[str | None, str
     return watch
 
 
-def _work(settings: Settings, work: Work, check_stop: CheckStop) -> str:
-    with _opened(settings) as (workspace, client):
+def _work(settings: Settings, database: Database | None, work: Work, check_stop: CheckStop) -> str:
+    with _opened(settings, database) as (workspace, client):
         return _sentence(work(workspace, client, _stopping_listener(check_stop)))
 
 
@@ -112,9 +113,9 @@ def _round(workspace: Workspace, client: LabelStudioClient | None, listener: Lis
     return advance_round(workspace, client, full_pull=True, listener=listener)
 
 
-def _pull(settings: Settings, check_stop: CheckStop) -> str:
+def _pull(settings: Settings, database: Database | None, check_stop: CheckStop) -> str:
     missing = "" if settings.labelstudio.url else " (no Label Studio to pull from: [labelstudio] url is not set)"
-    return _work(settings, _collect_and_train, check_stop) + missing
+    return _work(settings, database, _collect_and_train, check_stop) + missing
 
 
 def _collect_and_train(workspace: Workspace, client: LabelStudioClient | None, listener: Listener) -> Sequence[StageReport]:
@@ -158,11 +159,11 @@ def _collect_garbage(workspace: Workspace, client: LabelStudioClient | None, lis
         return [_told(listener, collect_garbage(workspace))]
 
 
-def _report(settings: Settings, check_stop: CheckStop) -> str:
+def _report(settings: Settings, database: Database | None, check_stop: CheckStop) -> str:
     from activeseg.alerts import morning_report
     from activeseg.workspace import open_workspace
 
-    with open_workspace(settings) as workspace:
+    with open_workspace(settings, beside=database) as workspace:
         return morning_report(settings, workspace.database)
 
 
@@ -172,13 +173,13 @@ def _told(listener: Listener, report: StageReport) -> StageReport:
 
 
 @contextmanager
-def _opened(settings: Settings) -> Iterator[tuple[Workspace, LabelStudioClient | None]]:
+def _opened(settings: Settings, database: Database | None) -> Iterator[tuple[Workspace, LabelStudioClient | None]]:
     # Here and in the jobs: torch and the SDK load with the first job, not with the scheduler.
     from activeseg.labelstudio.registration import open_client
     from activeseg.workspace import open_workspace
 
     with ExitStack() as stack:
-        workspace = stack.enter_context(open_workspace(settings))
+        workspace = stack.enter_context(open_workspace(settings, beside=database))
         client = stack.enter_context(open_client(settings)) if settings.labelstudio.url else None
         yield workspace, client
 

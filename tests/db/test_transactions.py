@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from activeseg.db.database import Database
 from activeseg.db.models import Image, LabelSetRow, RequestRow
-from activeseg.errors import ConfigError
+from activeseg.errors import ConfigError, LeaseError
 from tests.db.rows import Rows
 
 
@@ -24,6 +25,24 @@ class Boom(Exception):
 
 def test_a_write_commits_at_its_end(database: Database, rows: Rows) -> None:
     rows.image()
+    assert count(database) == 1
+
+
+def test_one_beside_another_has_its_own_fence_and_leaves_the_engine_open(database: Database, rows: Rows) -> None:
+    class Lost:
+        def check(self, session: Session) -> None:
+            raise LeaseError("another process took over")
+
+    beside = database.beside()
+    assert beside.engine is database.engine
+    beside.fence = Lost()
+    with pytest.raises(LeaseError), beside.write():
+        pass
+    rows.image()
+    with database.engine.connect() as held, held.begin():
+        pool = database.engine.pool
+        beside.close()
+        assert database.engine.pool is pool
     assert count(database) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import get_args
 import pytest
 import sqlalchemy as sa
 from PIL import Image
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from activeseg.cli import main
 from activeseg.cli.schedule import JobName
@@ -152,6 +154,18 @@ def test_every_job_can_be_run_by_hand_whether_it_is_planned_or_not(configure: Co
     configure('[schedule]\nsync = "0 12 * * *"\n')
     planned = [job.name for job in loop_jobs(load_settings(Path("activeseg.toml"))) if job.cron is not None]
     assert planned == ["round", "pull", "sync"]
+
+
+def test_statements_compiled_in_one_run_serve_the_next(configure: Configure, database: Database, folder: Path) -> None:
+    scheduler = Scheduler(database, loop_jobs(load_settings(Path("activeseg.toml")), database))
+    kept = []
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"images/{number}.png")
+        assert scheduler.run_once("sync").message == "pool sync 1"
+        gc.collect()
+        compiled = [one for one in gc.get_objects() if isinstance(one, SQLCompiler)]
+        kept.append(sum(one.string.startswith("INSERT INTO images ") for one in compiled))
+    assert kept == kept[:1] * 4
 
 
 @pytest.mark.parametrize(
