@@ -7,6 +7,7 @@ Two runs did the same if and only if their canonical dumps are equal. What is le
     ids        become the row's place among its table's ids: PostgreSQL's sequences skip the numbers of transactions that
                were rolled back, but never change the order
     versions   a checkpoint is named after its training run's id, so its name becomes its place, too, wherever it stands
+    embedders  are named after their scoring configuration's id; the name's number becomes its place
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ LISTED_IDS = {
     ("training_runs", "configuration", "validation"): "annotations",
     ("training_runs", "configuration", "unlabelled"): "images",
 }
+
+_NUMBERED = {("embedders", "name"): "scoring_configs"}
+"""(table, column) -> the table whose id is the last word of a name."""
 
 Places = Mapping[str, Mapping[int, int]]
 """table -> id -> place among the table's ids, from 1."""
@@ -106,6 +110,8 @@ def _value(table: str, column: sa.Column[Any], value: Any, places: Places) -> An
             return known[value]
     if (listed := LISTED_IDS.get((table, column.name, None))) is not None:
         return [places[listed][number] for number in value]
+    if (numbered := _NUMBERED.get((table, column.name))) is not None and (found := re.search(r"(?<= )\d+$", value)):
+        return f"{value[: found.start()]}{places[numbered][int(found.group())]}"
     for (owner, name, key_inside), listed in LISTED_IDS.items():
         if (owner, name) == (table, column.name) and key_inside in value:
             value = value | {key_inside: [places[listed][number] for number in value[key_inside]]}

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from activeseg.db.database import Database
+from activeseg.db.embeddings import FEATURES
 from activeseg.db.models import (
     Annotation,
     AnnotationSource,
     AnnotationStatus,
     Checkpoint,
+    Embedder,
     Prediction,
+    ScoringConfig,
     TrainingRun,
     TrainingRunAnnotation,
     TrainingStatus,
@@ -49,6 +52,8 @@ def fill(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Fill]:
         checkpoint = rows.add(Checkpoint(id=skipped + 1, model_version=version, **weights))
         _train(rows, training, labels, TrainingStatus.DONE, learns, validates, checkpoint)
         shown = {"mask_location": "mask/x", "mask_sha256": "0" * 64, "checkpoint_id": checkpoint}
+        config = rows.add(ScoringConfig(id=skipped + 1, checkpoint_id=checkpoint, fingerprint="0" * 64, definition={}))
+        rows.add(Embedder(name=FEATURES.format(config), scoring_config_id=config))
         rows.add(Prediction(image_id=images[0], source=f"checkpoint:{version}", **shown))
         return database
 
