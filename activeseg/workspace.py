@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from activeseg.config import Settings
 from activeseg.core.labels import LabelSet, Mask, parse_classes
 from activeseg.db.database import Database
-from activeseg.errors import ConfigError, ImageError
+from activeseg.errors import ConfigError, DeviceMemoryError, ImageError
 from activeseg.records import ImageRef, InputPolicy
 from activeseg.storage.artifacts import Artifact, ArtifactStore
 from activeseg.storage.sources import ImageSource, open_source
@@ -90,7 +90,8 @@ class Workspace:
         return decode_image(self.read_bytes(ref), max_pixels=self.settings.pool.max_pixels)
 
     def read_input(self, ref: ImageRef, policy: InputPolicy) -> Decoded:
-        """Pixels as a network with this policy takes them, and the image's own size. Raises ImageError.
+        """Pixels as a network with this policy takes them, and the image's own size. Raises ImageError, and DeviceMemoryError
+        where this process has no memory left, which is no fault of the image.
 
         Decoded in this process, as those bytes were decoded in one of their own when they were registered; with [pool]
         isolation = "always" in one of their own each time.
@@ -101,7 +102,13 @@ class Workspace:
         else:
             from activeseg.imaging.decode import decode_input
 
-        return decode_input(self.read_bytes(ref), policy, max_pixels=limits.max_pixels)
+        try:
+            return decode_input(self.read_bytes(ref), policy, max_pixels=limits.max_pixels)
+        except MemoryError as error:
+            raise DeviceMemoryError(
+                f"no memory to decode {ref.uri} in: nothing is wrong with it; end what holds the memory, or set a smaller "
+                "[scoring] batch_size or fewer [scoring] readers, and go on"
+            ) from error
 
     def read_mask(self, location: str, sha256: str | None = None, *, label_set: LabelSet | None = None) -> Mask:
         """A stored mask, as the label set it was stored for (default: today's) describes masks.

@@ -27,6 +27,7 @@ def weights() -> None:
 @group.command("import")
 def import_(context: typer.Context, file: File, as_json: AsJson = False) -> None:
     """Check that the weights fit [model], and store them as safetensors. No code in the file is ever run."""
+    from activeseg.config.settings import chosen_file
     from activeseg.housekeeping import with_room
     from activeseg.nn.checkpoint import import_weights, read_weights
     from activeseg.nn.zoo import build_model, load_pretrained
@@ -49,7 +50,7 @@ def import_(context: typer.Context, file: File, as_json: AsJson = False) -> None
     typer.echo(f"stored {stored.location} ({stored.size / 1e6:.1f} MB), fits {model.architecture}")
     for reason in dict.fromkeys(left.values()):
         typer.echo(f"start at random: {', '.join(layer for layer in left if left[layer] == reason)} ({reason})")
-    typer.echo(f'next: set weights = "{stored.sha256[:12]}" under [model] in activeseg.toml')
+    typer.echo(f'next: set weights = "{stored.sha256[:12]}" under [model] in {chosen_file(context.obj)}')
 
 
 @group.command()

@@ -79,6 +79,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     count. Of animated or multi-page files the first frame is taken.
     Raises ImageError, with a reason of at most 200 printable characters, on anything else: an unknown format, more than
     `max_pixels` pixels (known from the header, before decoding), truncated or damaged data, 32-bit or float samples.
+    MemoryError where there is none left.
     """
     return decode_sized(data, max_pixels)[0].pixels
 
@@ -189,10 +190,13 @@ def _orientation(image: Image.Image) -> int:
 
 @contextmanager
 def decoding_errors(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on damaged bytes of format `name` into an ImageError with a short reason."""
+    """Turn whatever Pillow raises on damaged bytes of format `name` into an ImageError with a short reason.
+
+    But for MemoryError: behind the wall, where memory is limited, it says something of the bytes; elsewhere it does not.
+    """
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # plugins let almost any exception through on hostile bytes
         raise ImageError(_reason(name, error)) from error

@@ -22,6 +22,9 @@ SETTLED_SECONDS = 2.0
 # A link that leads nowhere or round, a name that is too long: and, for `LocalSource.hidden` to tell, no permission to look.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 
+# No handles or memory left in this process or machine: whatever file is read next would fail as well.
+_NOT_OF_A_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
@@ -55,17 +58,33 @@ class LocalSource:
             raise ConfigError(f"{self.root} holds only links out of it ({outside}); name the folder they lead to")
 
     def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
-        """Bytes of a listed file; ImageError where this one is not to be had, ConfigError where the folder is gone."""
+        """Bytes of a listed file; ImageError where this one is not to be had, ConfigError where none is.
+
+        A disk that fails over one file (a bad block, a handle gone stale) and still lists the folder says something about
+        that file; one that does not list the folder either says nothing about it, nor does a machine without memory.
+        """
         path = uri_to_path(uri)
         if not path.is_absolute() or not self._contains(path):
             raise ImageError(f"{uri} is not inside the image folder {self.root}")
         try:
             if _regular(path) is None:
                 self.check()
+                if not self._answers():
+                    raise ConfigError(f"image folder {self.root} is empty; check [pool] images, and that its disk is mounted")
                 raise ImageError(f"{uri} is gone or not a file any more; run `activeseg pool sync`")
             return read_file(path, max_bytes)
         except OSError as error:
+            if error.errno in _NOT_OF_A_FILE or not self._answers():
+                raise ConfigError(f"image folder {self.root} cannot be read: {error.strerror} ({uri})") from error
             raise ImageError(f"{uri} cannot be read: {error.strerror}") from error
+
+    def _answers(self) -> bool:
+        """Whether the disk tells of at least one entry of the folder."""
+        try:
+            with os.scandir(self.root) as entries:
+                return next(entries, None) is not None
+        except OSError:
+            return False
 
     def hidden(self, uris: Iterable[str]) -> set[str]:
         """Those of these unlisted files that lie in a folder this user may not list or enter."""

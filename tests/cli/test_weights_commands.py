@@ -70,3 +70,4 @@ def test_import_says_which_layers_start_at_random(voc: CommandLine, weights: Pat
     assert "start at random: classifier.low_classifier (shape (21, 40, 1, 1) in the file, (2, 40, 1, 1) here)" in told
     assert 'set weights = "' in told
     assert "is for other classes than the 2 of [labels]" in voc("weights", "adopt", weights).error
+    assert f"under [model] in {voc.config}" in told

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from PIL.PngImagePlugin import PngImageFile
 from sqlalchemy.orm import Session
 
 from activeseg.config.budget import Budget
@@ -28,12 +29,13 @@ from activeseg.db.models import (
     ScoringConfig,
     ScoringRun,
 )
-from activeseg.errors import ConfigError, NonFiniteScoreError, NotReadyError
+from activeseg.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError, NotReadyError
 from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
 from activeseg.nn.data import to_input, to_pixels
 from activeseg.records import ImageScore
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.score import _Pass, score_pool
+from activeseg.storage.local import LocalSource
 from activeseg.workspace import Workspace
 from tests.factories import write_balls
 from tests.forked import exit_status
@@ -260,6 +262,45 @@ def test_a_broken_image_in_the_middle_of_a_batch_is_set_aside_alone(scorable: Ca
     assert (report.written, report.failed, report.details["coverage"]) == (11, 1, 1.0)
     [run] = runs(workspace)
     assert (run.images_done, run.images_failed, run.batch_size) == (11, 1, 4)
+
+
+def test_a_disk_that_goes_away_in_the_middle_sets_nothing_aside_and_the_next_run_goes_on(
+    scorable: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = scorable(12, batch_size=2, chunk_size=4, readers=1)
+    pool, reads, read = tmp_path / "pool", [], LocalSource.read
+
+    def unmounting(self: LocalSource, uri: str, *, max_bytes: int | None = None) -> bytes:
+        reads.append(uri)
+        if len(reads) == 9:
+            pool.rename(tmp_path / "unmounted")
+            pool.mkdir()
+        return read(self, uri, max_bytes=max_bytes)
+
+    monkeypatch.setattr(LocalSource, "read", unmounting)
+    with pytest.raises(ConfigError, match="its disk is mounted"):
+        score_pool(workspace)
+    written = len(rows(workspace))
+    assert 0 < written <= 8
+    pool.rmdir()
+    (tmp_path / "unmounted").rename(pool)
+    report = score_pool(workspace)
+    assert (report.written, report.failed, report.details["coverage"]) == (12 - written, 0, 1.0)
+
+
+def test_memory_that_ran_out_in_decoding_sets_nothing_aside(
+    scorable: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = scorable(4)
+
+    def full(self: PngImageFile) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImageFile, "load", full)
+        with pytest.raises(DeviceMemoryError, match=r"no memory to decode .*ball_000\d.png"):
+            score_pool(workspace)
+    assert score_pool(workspace).written == 4
 
 
 def test_a_write_that_fails_ends_the_run_and_the_next_one_goes_on(

@@ -75,6 +75,43 @@ def test_a_file_the_disk_says_nothing_of_is_not_one_that_vanished(folder: Path, 
         source.read(str(folder / "b.png"))
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_machine_without_handles_or_memory_blames_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    source = open_source(str(folder))
+
+    def failing(*given: Any, **how: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(ConfigError, match=rf"images cannot be read: {os.strerror(number)} \(.*b.png\)"):
+        source.read(str(folder / "b.png"))
+
+
+def test_a_bad_block_is_its_files_and_a_disk_that_went_away_is_nobodys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(str(folder))
+
+    def failing(*given: Any, **how: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(ImageError, match=r"b\.png cannot be read: Input/output error"):
+        source.read(str(folder / "b.png"))
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(ConfigError, match="images cannot be read: Input/output error"):
+        source.read(str(folder / "b.png"))
+
+
+def test_the_empty_folder_that_an_unmounted_disk_leaves_blames_no_file(folder: Path) -> None:
+    source = open_source(str(folder))
+    folder.rename(folder.with_name("elsewhere"))
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"is empty; .*that its disk is mounted"):
+        source.read(str(folder / "b.png"))
+    (folder / "a.JPG").touch()
+    with pytest.raises(ImageError, match=r"b\.png is gone"):
+        source.read(str(folder / "b.png"))
+
+
 def test_what_is_listed_can_be_read(folder: Path) -> None:
     source = open_source(str(folder))
     for file in source.files():
