@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -53,11 +54,12 @@ def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequ
     failures: dict[int, str] = {}
     read = partial(workspace.read_input, policy=segmenter.spec.input_policy)
     # One by one: the last bits of a batch's logits depend on its size, and a push that goes on after a kill has other batches.
-    for item in predict_masks(segmenter, images, read, device=device, precision=precision, batch_size=1):
-        if isinstance(item, Predicted):
-            _store(workspace, checkpoint, item, upper)
-        else:
-            failures[item.image_id] = item.reason
+    with closing(predict_masks(segmenter, images, read, device=device, precision=precision, batch_size=1)) as stream:
+        for item in stream:
+            if isinstance(item, Predicted):
+                _store(workspace, checkpoint, item, upper)
+            else:
+                failures[item.image_id] = item.reason
     return failures
 
 

@@ -103,7 +103,7 @@ def predict_masks(
     device: torch.device,
     precision: str = "auto",
     batch_size: int = BATCH_SIZE,
-) -> Iterator[Prediction | ScoreFailure]:
+) -> Generator[Prediction | ScoreFailure, None, None]:
     """Masks, entropy maps and class confidences at each image's own size; order and errors of reading as `score_images`."""
     loader = Loader(read, segmenter.spec.input_policy)
     with closing(loader.ahead(images, readers=0, ahead=2 * batch_size)) as loaded:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -141,17 +142,20 @@ def _draw(
         known = labeling.drawn(session, source_of(champion), ids)
     failures = predict_and_store(workspace, champion, [item.image for item in free if item.image.image_id not in known])
     scores: dict[int, ImageScore] = {}
-    for result in _score(workspace, champion, free):
-        if isinstance(result, ScoreFailure):
-            failures[result.image_id] = result.reason
-        else:
-            scores[result.image_id] = result
+    with closing(_score(workspace, champion, free)) as stream:
+        for result in stream:
+            if isinstance(result, ScoreFailure):
+                failures[result.image_id] = result.reason
+            else:
+                scores[result.image_id] = result
     with workspace.database.write() as session:
         images.quarantine(session, failures)
         return labeling.predictions_of(session, source_of(champion), ids), scores
 
 
-def _score(workspace: Workspace, champion: Checkpoint, free: Sequence[OpenTask]) -> Iterator[ImageScore | ScoreFailure]:
+def _score(
+    workspace: Workspace, champion: Checkpoint, free: Sequence[OpenTask]
+) -> Generator[ImageScore | ScoreFailure, None, None]:
     """Not stored: the pool is scored later, as a whole. One by one, because the last bits depend on a batch's size."""
     device = pick_device(workspace.settings.model.device)
     data = workspace.artifacts.read(champion.location, sha256=champion.sha256)

@@ -23,6 +23,7 @@ from activeseg.db import checkpoints, embeddings, images, scores, shift
 from activeseg.db.database import Database
 from activeseg.db.models import Checkpoint, ScoringRun
 from activeseg.db.models.columns import now
+from activeseg.nn.allowance import Allowance
 from activeseg.nn.checkpoint import Segmenter, load_checkpoint
 from activeseg.nn.committee import DROPOUT, PASSES, SCALES
 from activeseg.nn.device import describe_device, pick_device
@@ -166,8 +167,8 @@ class _Work:
 
 @dataclass
 class _Pass:
-    """One run over the pool. done, failed: images whose rows are committed. taken: handed to the network so far.
-    embedding: those of them that get no score. labelled: those of these that are trained on.
+    """One run over the pool. done, failed: images whose rows are committed. embedding: those handed to the network that get no
+    score. labelled: those of these that are trained on.
     """
 
     workspace: Workspace
@@ -177,16 +178,17 @@ class _Pass:
     previous: int | None
     started: float
     pace: Pace = field(default_factory=Pace)
-    taken: int = 0
     done: int = 0
     failed: int = 0
     embedding: IdSet = field(default_factory=IdSet)
     labelled: IdSet = field(default_factory=IdSet)
     embedded: int = 0
+    allowance: Allowance = field(init=False)
     values: Reservoir = field(init=False)
     """mean entropies, to compare with those of the runs before"""
 
     def __post_init__(self) -> None:
+        self.allowance = Allowance(self.budget, self.pace, self.run.images_planned, self.started)
         self.values = shift.gathering(self.run.id)
 
     def score(self, segmenter: Segmenter, device: Any, on_progress: Progress | None, temperature: float) -> None:
@@ -202,7 +204,7 @@ class _Pass:
             readers=settings.scoring.readers,
             compile=settings.scoring.compile,
             cache=self.workspace.artifacts.root / "compiled",
-            left=self._left,
+            left=self.allowance.left,
             pace=self.pace,
             needs=self.work.needs,
             temperature=temperature,
@@ -265,39 +267,12 @@ class _Pass:
         )
         for kinds, line in lines:
             for image in line:
-                if not self._allowed():
+                if not self.allowance.one_more():
                     return
-                self.taken += 1
+                self.allowance.taken += 1
                 for kind in kinds:
                     kind.update([image.image_id])
                 yield image
-
-    def _allowed(self) -> bool:
-        """Whether one more image fits the budget, after those that are under way."""
-        if self.budget is None or not self.taken:
-            return True
-        if self.budget.images is not None:
-            return self.taken < self.budget.images
-        finished = self._finished()
-        return finished == 0 or self._seconds_left() >= (self.taken + 1 - finished) * self._seconds_each()
-
-    def _left(self) -> float:
-        """Images still to come, as far as can be told."""
-        left = float(self.run.images_planned - self._finished())
-        if self.budget and self.budget.seconds is not None and self._finished():
-            left = min(left, self._seconds_left() / self._seconds_each())
-        return max(0.0, left)
-
-    def _seconds_left(self) -> float:
-        allowed = self.budget.seconds if self.budget else None
-        return float("inf") if allowed is None else allowed - (time.monotonic() - self.started)
-
-    def _seconds_each(self) -> float:
-        return (time.monotonic() - self.pace.started) / self._finished()
-
-    def _finished(self) -> int:
-        """Images that take no more time: computed, or found to be unreadable."""
-        return self.pace.images + self.pace.failed
 
     def _write(self, chunk: Chunk) -> None:
         good = [item for item in chunk if isinstance(item, ImageScore)]

@@ -30,11 +30,12 @@ from activeseg.db.models import (
     ScoringRun,
 )
 from activeseg.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError, NotReadyError
+from activeseg.nn.allowance import Allowance
 from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
 from activeseg.nn.data import to_input, to_pixels
 from activeseg.records import ImageScore
 from activeseg.stages.pool import sync_pool
-from activeseg.stages.score import _Pass, score_pool
+from activeseg.stages.score import score_pool
 from activeseg.storage.local import LocalSource
 from activeseg.workspace import Workspace
 from tests.factories import write_balls
@@ -250,7 +251,11 @@ def test_a_time_budget_is_not_cut_short_by_images_that_could_not_be_read(
     workspace = scorable(40, batch_size=1, chunk_size=2, readers=1)
     for number in range(30):
         (tmp_path / "pool" / f"ball_{number:04d}.png").write_bytes(b"not an image any more")
-    monkeypatch.setattr(_Pass, "_seconds_left", lambda self: 10 * 40 * self._seconds_each() if self.pace.images else math.inf)
+
+    def patience(self: Allowance) -> float:
+        return 10 * 40 * self._seconds_each() if self.pace.images else math.inf
+
+    monkeypatch.setattr(Allowance, "seconds_left", patience)
     report = score_pool(workspace, budget=Budget.parse("1h"))
     assert (report.written, report.failed) == (10, 30)
 
