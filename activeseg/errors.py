@@ -14,6 +14,7 @@
     ├── LabelSetMismatch           classes differ between database, checkpoint and Label Studio
     ├── NonFiniteScoreError        a score that is NaN or infinite: it raises, it never ranks
     ├── DeviceMemoryError          the device's memory is too small even for one image
+    ├── DeviceLostError            a process that computed on a device ended before its work did
     ├── NoRoomError                a disk is full, or too full to begin
     ├── LabelStudioError           Label Studio answered with something unusable
     │   ├── LabelStudioUnreachable no answer at all
@@ -82,6 +83,10 @@ class NonFiniteScoreError(ActivesegError, ArithmeticError):
 
 class DeviceMemoryError(ActivesegError):
     """The memory of the device, or of the machine, is too small even for one image."""
+
+
+class DeviceLostError(ActivesegError):
+    """A process that computed on a device ended before its work did."""
 
 
 class NoRoomError(ActivesegError):

@@ -38,7 +38,7 @@ _LEFT_OUT = {
             "retrain_after", "retrain_days",
         }
     ),
-    "scoring": frozenset({"batch_size", "chunk_size", "readers", "compile", "budget"}),
+    "scoring": frozenset({"batch_size", "chunk_size", "readers", "devices", "compile", "budget"}),
     "selection": frozenset(
         {
             "acquisition", "query_size", "control_share", "bootstrap_size", "val_size", "refill_below", "max_open_tasks",

@@ -149,7 +149,7 @@ def replay_settings(place: Place, task: Task) -> Settings:
         ),
         model=own.model,
         training=training,
-        scoring=own.scoring.model_copy(update={"budget": None}),
+        scoring=own.scoring.model_copy(update={"budget": None, "devices": ()}),
         selection=selection,
     )
 

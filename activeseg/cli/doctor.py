@@ -137,11 +137,13 @@ def _disk(settings: Settings) -> str:
 
 def _device(settings: Settings) -> str:
     from activeseg.core.reduction import can_compile
-    from activeseg.nn.device import describe_device, pick_device, pick_precision
+    from activeseg.nn.device import describe_device, describe_devices, pick_device, pick_devices, pick_precision
 
     device, hindrance = pick_device(settings.model.device), can_compile()
+    spread = pick_devices(settings.scoring.devices, settings.model.device)
+    scoring = f"scoring on {describe_devices(spread)}, " if spread != [device] else ""
     compiling = "networks can be compiled" if hindrance is None else f"networks are not compiled: {hindrance}"
-    return f"{describe_device(device)}, {pick_precision(device, settings.model.precision)}, {compiling}"
+    return f"{describe_device(device)}, {scoring}{pick_precision(device, settings.model.precision)}, {compiling}"
 
 
 def _champion(settings: Settings) -> str:

@@ -186,6 +186,11 @@ class ScoringSection(Section):
     )
     chunk_size: int = Field(64, gt=0, description="a killed run loses at most this many finished images")
     readers: int = Field(0, ge=0, le=256, description="threads that read and decode images; 0 = one for each core, at least 4")
+    devices: tuple[str, ...] = Field(
+        (),
+        description='devices a pass is spread over, a process for each, such as ["cuda:0", "cuda:1"]; ["all"] = every GPU; '
+        "empty = [model] device alone",
+    )
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="whether the network is compiled for the common sizes: auto (where that pays), always or never"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,6 +28,16 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name} is not there: {torch.cuda.device_count()} CUDA devices are visible; use auto or cpu")
     return device
+
+
+def pick_devices(names: Sequence[str], alone: str) -> list[torch.device]:
+    """The devices a pass is spread over; `alone` where none are named. 'all' is every CUDA device, or `alone` without one.
+
+    Raises ConfigError as `pick_device`.
+    """
+    if list(names) == ["all"]:
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [pick_device(name) for name in names or [alone]]
 
 
 def pick_precision(device: torch.device, precision: str) -> str:
@@ -62,3 +73,9 @@ def _native_bfloat16(device: torch.device) -> bool:
 def describe_device(device: torch.device) -> str:
     """The device's name for a person, such as 'cuda:0 NVIDIA H200' or 'cpu'."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+def describe_devices(devices: Sequence[torch.device]) -> str:
+    """All of them for a person, such as 'cuda:0, cuda:1 NVIDIA H200'."""
+    kinds = dict.fromkeys(torch.cuda.get_device_name(device) for device in devices if device.type == "cuda")
+    return " ".join([", ".join(map(str, devices)), *kinds])

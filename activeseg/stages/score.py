@@ -4,16 +4,18 @@ time allows."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+import torch
 from sqlalchemy.orm import Session
 
+from activeseg.config import Settings
 from activeseg.config.budget import Budget
 from activeseg.config.strategies import Strategy
 from activeseg.core.idset import IdSet
@@ -26,10 +28,12 @@ from activeseg.db.models.columns import now
 from activeseg.nn.allowance import Allowance
 from activeseg.nn.checkpoint import Segmenter, load_checkpoint
 from activeseg.nn.committee import DROPOUT, PASSES, SCALES
-from activeseg.nn.device import describe_device, pick_device
+from activeseg.nn.decoding import Read
+from activeseg.nn.device import describe_devices, pick_devices
 from activeseg.nn.infer import score_images
 from activeseg.nn.pace import Pace
 from activeseg.nn.prefetch import Behind
+from activeseg.nn.spread import score_spread
 from activeseg.records import ImageRef, ImageScore, ScoreFailure, StageReport
 from activeseg.workspace import Workspace
 
@@ -39,6 +43,9 @@ Progress = Callable[[int, int], None]
 Chunk = list[ImageScore | ScoreFailure]
 
 LABELLED = embeddings.labelled()
+
+LONGEST_DEVICES = 100
+"""Characters of the column."""
 
 _HOW = {
     "bald": {"passes": PASSES, "dropout": DROPOUT},
@@ -64,7 +71,7 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
     started = time.monotonic()
     configured = workspace.settings.scoring.budget
     budget = budget or (Budget.parse(configured) if configured else None)
-    device = pick_device(workspace.settings.model.device)
+    devices = pick_devices(workspace.settings.scoring.devices, workspace.settings.model.device)
     with workspace.database.write() as session:
         champion = checkpoints.require_champion(session)
         checkpoints.require_labels(champion, workspace.label_set)
@@ -80,16 +87,15 @@ def score_pool(workspace: Workspace, *, budget: Budget | None = None, on_progres
     with workspace.database.write() as session:
         run = ScoringRun(
             scoring_config_id=config,
-            device=describe_device(device),
+            device=describe_devices(devices)[:LONGEST_DEVICES],
             images_planned=min(work.images, budget.images or work.images) if budget else work.images,
             work_order="id" if previous is None else "previous ranking",
             budget=budget.text if budget else None,
         )
         session.add(run)
         session.flush()
-    segmenter = _load(workspace, champion, device)
     doing = _Pass(workspace, run, work, budget, previous, started)
-    doing.score(segmenter, device, on_progress, serving(champion.temperature, workspace.settings.scoring.temperature))
+    doing.score(champion, devices, on_progress)
     return doing.finish(champion)
 
 
@@ -127,9 +133,15 @@ def scoring_definition(workspace: Workspace, checkpoint: Checkpoint) -> dict[str
     return usual | more | ({} if temperature == 1.0 else {"temperature": temperature})
 
 
-def _load(workspace: Workspace, checkpoint: Checkpoint, device: Any) -> Segmenter:
-    data = workspace.artifacts.read(checkpoint.location, sha256=checkpoint.sha256)
-    return load_checkpoint(data, model_version=checkpoint.model_version, device=device)
+def _open(workspace: Workspace, stored: _Stored, device: torch.device) -> tuple[Segmenter, Read]:
+    data = workspace.artifacts.read(stored.location, sha256=stored.sha256)
+    segmenter = load_checkpoint(data, model_version=stored.model_version, device=device)
+    return segmenter, partial(workspace.read_input, policy=segmenter.spec.input_policy)
+
+
+def _open_elsewhere(settings: Settings, stored: _Stored, device: torch.device) -> tuple[Segmenter, Read]:
+    """As `_open`, in a process of its own. It has no use for the database, which is never connected to."""
+    return _open(Workspace(settings, Database(settings.database_url)), stored, device)
 
 
 def _embedders(session: Session, config: int, needs: frozenset[str]) -> dict[str, int]:
@@ -138,6 +150,14 @@ def _embedders(session: Session, config: int, needs: frozenset[str]) -> dict[str
     if "gradients" in needs:
         embedders["gradient"] = embeddings.gradient_embedder(session, config)
     return embedders
+
+
+class _Stored(NamedTuple):
+    """Where a checkpoint lies and what it is called."""
+
+    location: str
+    sha256: str
+    model_version: str
 
 
 @dataclass(frozen=True)
@@ -191,27 +211,12 @@ class _Pass:
         self.allowance = Allowance(self.budget, self.pace, self.run.images_planned, self.started)
         self.values = shift.gathering(self.run.id)
 
-    def score(self, segmenter: Segmenter, device: Any, on_progress: Progress | None, temperature: float) -> None:
+    def score(self, champion: Checkpoint, devices: Sequence[torch.device], on_progress: Progress | None) -> None:
         """Score and write; rows are written by a thread of their own while the next ones are computed."""
-        settings, policy = self.workspace.settings, segmenter.spec.input_policy
-        stream = score_images(
-            segmenter,
-            self._images(),
-            partial(self.workspace.read_input, policy=policy),
-            device=device,
-            precision=settings.model.precision,
-            batch_size=settings.scoring.batch_size,
-            readers=settings.scoring.readers,
-            compile=settings.scoring.compile,
-            cache=self.workspace.artifacts.root / "compiled",
-            left=self.allowance.left,
-            pace=self.pace,
-            needs=self.work.needs,
-            temperature=temperature,
-        )
         # One half is written while the other is computed: together they are what a kill may lose.
-        size = max(1, settings.scoring.chunk_size // 2)
-        with closing(stream), Behind(self._write, waiting=0) as writer:
+        size = max(1, self.workspace.settings.scoring.chunk_size // 2)
+        with closing(self._stream(champion, devices)) as stream, Behind(self._write, waiting=0) as writer:
+            self.pace.started = time.monotonic()  # the network is loaded; where there are several, each is by its own process
             for chunk in _chunks(stream, size):
                 with self.pace.waiting("database"):
                     writer.put(chunk)
@@ -221,6 +226,27 @@ class _Pass:
                 writer.finish()
         if on_progress:
             on_progress(self.done + self.failed, self.done + self.failed)
+
+    def _stream(
+        self, champion: Checkpoint, devices: Sequence[torch.device]
+    ) -> Generator[ImageScore | ScoreFailure, None, None]:
+        settings = self.workspace.settings
+        options: dict[str, Any] = {
+            "precision": settings.model.precision,
+            "batch_size": settings.scoring.batch_size,
+            "readers": settings.scoring.readers,
+            "compile": settings.scoring.compile,
+            "cache": self.workspace.artifacts.root / "compiled",
+            "needs": self.work.needs,
+            "temperature": serving(champion.temperature, settings.scoring.temperature),
+        }
+        stored, left = _Stored(champion.location, champion.sha256, champion.model_version), self.allowance.left
+        if len(devices) > 1:
+            prepare = partial(_open_elsewhere, settings, stored)
+            return score_spread(devices, self._images(), prepare, pace=self.pace, left=left, options=options)
+        [device] = devices
+        segmenter, read = _open(self.workspace, stored, device)
+        return score_images(segmenter, self._images(), read, device=device, pace=self.pace, left=left, **options)
 
     def finish(self, champion: Checkpoint) -> StageReport:
         """Judge the run and complete its row; what is to be said of it."""

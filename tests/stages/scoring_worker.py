@@ -11,9 +11,16 @@ from activeseg.stages.score import score_pool
 from activeseg.workspace import open_workspace
 
 
-def score(settings: Settings, killed_at: int) -> None:
-    """`activeseg score`, killed while the rows after the first `killed_at` images are written."""
+def score(settings: Settings, killed_at: int, mark: str = "") -> None:
+    """`activeseg score`, killed while the rows after the first `killed_at` images are written.
+
+    mark: `NAME=value`, to find the processes by that it starts.
+    """
     import torch
+
+    if mark:
+        name, _, value = mark.partition("=")
+        os.environ[name] = value
 
     torch.set_num_threads(1)
     written, insert = 0, scores.insert_scores
