@@ -116,7 +116,7 @@ def error_correlation(segmenter: Segmenter, scenes: Sequence[Scene], evaluation:
     """Spearman's rho of summed entropy and 1 - image mIoU."""
     from scipy.stats import spearmanr
 
-    errors = 1 - metrics.mean_iou(metrics.class_iou(evaluation.counts))
+    errors = 1 - metrics.mean_present(metrics.class_iou(evaluation.counts))
     return float(spearmanr(summed_entropy(segmenter, scenes), errors).statistic)
 
 

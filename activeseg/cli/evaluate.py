@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OVERALL = {
     "mean_iou": "mIoU",
+    "mean_dice": "mean Dice",
     "pixel_accuracy": "pixel accuracy",
     "smoothed_iou": "smoothed IoU",
     "smoothed_dice": "smoothed Dice",

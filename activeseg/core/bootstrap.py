@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from activeseg.core.metrics import class_iou, mean_iou
+from activeseg.core.metrics import class_iou, mean_present
 from activeseg.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ def _differences(
 ) -> npt.NDArray[np.float64]:
     """Counts (N, 3, C) and weights (S, N) -> (S, 1 + C): differences of mIoU and of each class's IoU."""
     before, after = (class_iou(np.tensordot(weights, counts, axes=1)) for counts in (old, new))
-    return np.column_stack([mean_iou(after) - mean_iou(before), after - before])
+    return np.column_stack([mean_present(after) - mean_present(before), after - before])
 
 
 def _whole(name: str, counts: npt.NDArray[Any] | Tensor) -> npt.NDArray[np.int64]:

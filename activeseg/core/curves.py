@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from activeseg.core.bootstrap import Interval
-from activeseg.core.metrics import class_iou, mean_iou
+from activeseg.core.metrics import class_iou, mean_present
 from activeseg.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ def curve(counts: npt.NDArray[Any], classes: Sequence[int] | None = None) -> Flo
     classes: only these channels count; None: all. Classes that are nowhere in the truth do not count; NaN where none is.
     """
     iou = class_iou(counts.sum(axis=-3))
-    return mean_iou(iou if classes is None else iou[..., list(classes)])
+    return mean_present(iou if classes is None else iou[..., list(classes)])
 
 
 def area(labels: Sequence[int], values: Floats) -> Floats:
@@ -142,7 +142,7 @@ def _weighted(counts: npt.NDArray[Any], images: Floats, seeds: Floats, classes: 
     """Counts (S, R, N, 3, C), weights of images (B, N) and of seeds (B, S) -> the mean curves (B, R) of the draws."""
     summed = np.einsum("bn,srnkc->bsrkc", images, counts.astype(np.float64), optimize=True)
     iou = class_iou(summed)
-    values = mean_iou(iou if classes is None else iou[..., list(classes)])
+    values = mean_present(iou if classes is None else iou[..., list(classes)])
     mean: Floats = np.einsum("bs,bsr->br", seeds, values)
     return mean
 

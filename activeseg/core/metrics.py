@@ -51,6 +51,11 @@ class Metrics:
     accuracy: tuple[float, ...]
     truth_pixels: tuple[int, ...]
 
+    @property
+    def mean_dice(self) -> float:
+        """Mean of dice over the classes that occur in the truth."""
+        return float(mean_present(np.asarray(self.dice)))
+
     def by_class(self, label_set: LabelSet) -> tuple[ClassMetric, ...]:
         """One record per network channel of `label_set`, NaN as None. Raises ConfigError where the counts differ."""
         if len(self.iou) != label_set.num_classes:
@@ -216,17 +221,17 @@ def class_iou(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return iou
 
 
-def mean_iou(iou: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(..., C) IoU -> (...) mean over the classes that are not NaN; NaN where all are."""
-    present = (~np.isnan(iou)).sum(axis=-1)
-    mean: npt.NDArray[np.float64] = np.nansum(iou, axis=-1) / np.where(present > 0, present, np.nan)
+def mean_present(figures: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(..., C) figures of classes -> (...) mean over those that are not NaN; NaN where all are."""
+    present = (~np.isnan(figures)).sum(axis=-1)
+    mean: npt.NDArray[np.float64] = np.nansum(figures, axis=-1) / np.where(present > 0, present, np.nan)
     return mean
 
 
 def _metrics(counts: Counts, *, right: int, decisions: int) -> Metrics:
     iou, dice, accuracy = _ratios(counts)
     return Metrics(
-        mean_iou=float(mean_iou(iou)),
+        mean_iou=float(mean_present(iou)),
         pixel_accuracy=right / decisions if decisions else math.nan,
         iou=tuple(iou.tolist()),
         dice=tuple(dice.tolist()),

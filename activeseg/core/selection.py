@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from activeseg.core.ranking import Limits, Picker, Ranking, seeded_random, top
 from activeseg.errors import ConfigError
-from activeseg.records import QueryItem
+from activeseg.records import QueryItem, RankedImage
 
 Item = TypeVar("Item")
 
@@ -25,15 +25,27 @@ LONGEST_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """A query's images in shown order. filled: how many of them are there in spite of the limits."""
+class Selection(Sequence[QueryItem]):
+    """A query's images in shown order; a sequence of them. filled: how many of them are there in spite of the limits."""
 
     items: list[QueryItem]
     filled: int = 0
 
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, at: int) -> QueryItem: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[QueryItem]: ...
+
+    def __getitem__(self, at: int | slice) -> QueryItem | list[QueryItem]:
+        return self.items[at]
+
 
 def select_query(
-    ranking: Ranking,
+    ranking: Ranking | Iterable[RankedImage],
     size: int,
     *,
     control_share: float,
@@ -43,7 +55,7 @@ def select_query(
 ) -> Selection:
     """The next query: what `pick` takes from the ranking (default: its top) and a random control arm.
 
-    ranking: all images that may be asked for.
+    ranking: all images that may be asked for; in any order where they come one by one.
     size: images wanted, >= 1; with fewer in the ranking all of them are taken.
     control_share: 0..1. Of n images taken, control_share * n rounded half up are control; where the share is positive
     and n at least 2, then at least one, because an empty arm measures nothing.
@@ -61,6 +73,9 @@ def select_query(
     _check_size(size, at_least=1)
     if not 0 <= control_share <= 1:
         raise ConfigError(f"control_share: expected 0 to 1; got {control_share}")
+    if not isinstance(ranking, Ranking):
+        images = list(ranking)
+        ranking = Ranking.of([one.image_id for one in images], [one.score for one in images])
     limits = limits or Limits(len(ranking))
     size = min(size, len(ranking))
     drawn = seeded_random("control arm", seed).sample(range(len(ranking)), _control_size(size, control_share))

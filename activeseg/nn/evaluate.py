@@ -75,6 +75,7 @@ class Evaluation:
         """The figures over all classes by the names they are stored under; NaN where nothing was counted."""
         return {
             "mean_iou": self.metrics.mean_iou,
+            "mean_dice": self.metrics.mean_dice,
             "pixel_accuracy": self.metrics.pixel_accuracy,
             "nll": self.calibration.nll,
             "ece": self.calibration.ece,

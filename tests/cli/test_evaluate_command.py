@@ -90,7 +90,7 @@ def test_compare_gives_json_with_differences_from_the_first(trained_copy: Comman
 def test_all_figures_are_stored_by_name(trained_copy: CommandLine) -> None:
     data = trained_copy("evaluate", FIRST, "--json").data
     rows = stored(trained_copy, FIRST)
-    for name in ("mean_iou", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"):
+    for name in ("mean_iou", "mean_dice", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"):
         assert rows[name, "*"] == data[name]
     for row in data["classes"]:
         for name in ("iou", "dice", "accuracy", "truth_pixels", "smoothed_iou", "smoothed_dice"):

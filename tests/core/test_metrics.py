@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from activeseg.core.labels import LabelSet
-from activeseg.core.metrics import ConfusionMatrix, OverlapCounts, class_iou, mean_iou, smoothed
+from activeseg.core.metrics import ConfusionMatrix, OverlapCounts, class_iou, mean_present, smoothed
 from activeseg.errors import ConfigError, MaskError
 from tests.allocations import Allocations
 
@@ -42,6 +42,7 @@ def naive(prediction: Array, truth: Array, classes: int, ignored: int | None) ->
         "iou": iou,
         "dice": dice,
         "mean_iou": [float(np.nanmean(iou))],
+        "mean_dice": [float(np.nanmean(dice))],
         "pixel_accuracy": [sum(p == t for p, t in pairs) / len(pairs)],
     }
 
@@ -149,7 +150,7 @@ def test_nothing_counted_gives_nan_not_zero() -> None:
     matrix = ConfusionMatrix(3, 0)
     matrix.update(torch.tensor([1, 2]), torch.tensor([0, 255]))
     metrics = matrix.compute()
-    assert np.isnan([metrics.mean_iou, metrics.pixel_accuracy]).all()
+    assert np.isnan([metrics.mean_iou, metrics.mean_dice, metrics.pixel_accuracy]).all()
     assert metrics.truth_pixels == (0, 0, 0)
 
 
@@ -201,7 +202,7 @@ def test_counts_are_the_sums_of_the_matrix() -> None:
     assert matrix.counts.dtype == np.int64
     metrics = matrix.compute()
     np.testing.assert_array_equal(class_iou(matrix.counts), metrics.iou)
-    assert mean_iou(class_iou(matrix.counts)) == metrics.mean_iou
+    assert mean_present(class_iou(matrix.counts)) == metrics.mean_iou
 
 
 def overlapping(seed: int, classes: int = 5, images: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

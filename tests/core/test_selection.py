@@ -22,11 +22,21 @@ def ranking_of(images: Sequence[RankedImage]) -> Ranking:
 
 
 def select(images: Sequence[RankedImage], size: int, *, control_share: float, seed: int) -> list[QueryItem]:
-    return select_query(ranking_of(images), size, control_share=control_share, seed=seed).items
+    return list(select_query(images, size, control_share=control_share, seed=seed))
 
 
 def arm(items: list[QueryItem], name: str) -> list[QueryItem]:
     return [item for item in items if item.arm == name]
+
+
+def test_images_one_by_one_are_chosen_as_a_ranking_of_them_is() -> None:
+    shuffled = random.Random(0).sample(RANKING, len(RANKING))
+    query = select_query(shuffled, 7, control_share=0.3, seed=4)
+    ranked = select_query(
+        Ranking.of([one.image_id for one in RANKING], [one.score for one in RANKING]), 7, control_share=0.3, seed=4
+    )
+    assert query == ranked
+    assert (len(query), list(query), query[0], query[:2]) == (7, query.items, query.items[0], query.items[:2])
 
 
 def test_without_control_the_query_is_the_top_of_the_ranking() -> None:
@@ -146,7 +156,7 @@ def test_reason_names_rank_and_pool_and_tells_control_draws() -> None:
 
 
 def test_reason_tells_the_score_and_what_a_picker_says_within_what_a_row_holds() -> None:
-    assert select(RANKING, 1, control_share=0, seed=0)[0].reason == "doubt 50, rank 1 of 50"
+    assert select(RANKING, 1, control_share=0, seed=0)[0].reason == "score 50, rank 1 of 50"
     large = ranking_of([RankedImage(1, 123456.78), RankedImage(2, 0.00123456)])
     assert [item.reason for item in select_query(large, 2, control_share=0, seed=0).items] == [
         "doubt 123457, rank 1 of 2",

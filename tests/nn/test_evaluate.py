@@ -147,7 +147,7 @@ def test_a_network_that_is_right_everywhere_has_full_marks(scenes, make_segmente
 
 def test_every_figure_has_its_name(make_segmenter, scenes) -> None:
     overall = evaluate(make_segmenter(), scenes, device=CPU).overall()
-    assert list(overall) == ["mean_iou", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"]
+    assert list(overall) == ["mean_iou", "mean_dice", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"]
     assert np.isfinite(list(overall.values())).all()
 
 

@@ -55,7 +55,7 @@ def test_every_figure_is_stored_once_and_evaluating_again_replaces_it(make_works
     assert stored(workspace) == before
     overall = {metric: value for (_, metric, name), value in before.items() if name == "*"}
     assert overall == {name: value for name, value in result.overall().items() if math.isfinite(value)}
-    assert {"mean_iou", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"} == set(overall)
+    assert {"mean_iou", "mean_dice", "pixel_accuracy", "nll", "ece", "smoothed_iou", "smoothed_dice"} == set(overall)
     by_class = {metric for (_, metric, name) in before if name == "sky"}
     assert by_class == {"iou", "dice", "accuracy", "truth_pixels", "smoothed_iou", "smoothed_dice"}
     assert "void" not in {name for _, _, name in before}
