@@ -215,8 +215,8 @@ def side_by_side(runs: list[Run], label_set: LabelSet, options: argparse.Namespa
     """FOLDER/side-by-side.png: a row for each of three scenes: image, one prediction for each stride, truth."""
     from PIL import Image
 
-    from activeseg.explain.overlay import colorize
     from activeseg.explain.sheet import Lettering, framed, legend_block, line_up, stack, text_block, with_margin
+    from activeseg.imaging.coloring import colorize
     from activeseg.nn.batches import Loaded
     from activeseg.nn.data import decoded, to_pixels
     from activeseg.nn.infer import at_size, forward

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from activeseg.core.bounds import max_entropy as max_entropy
 from activeseg.core.cells import GRID as GRID
 from activeseg.core.labels import UNLABELED
 from activeseg.errors import ConfigError
@@ -59,11 +60,6 @@ class BatchStatistics:
     region_entropy_sum: Tensor
     mean_confidence: Tensor
     class_map: Tensor | None
-
-
-def max_entropy(channels: int, *, sigmoid: bool) -> float:
-    """The largest entropy a pixel can have, in nats: log C, or C log 2 where classes overlap."""
-    return channels * math.log(2) if sigmoid else math.log(channels)
 
 
 def predicted_channels(logits: Tensor, *, sigmoid: bool) -> Tensor:

@@ -14,6 +14,7 @@ from activeseg.db import checkpoints
 from activeseg.db.models import Annotation, Checkpoint, Image, LabelSetRow, Query, Round, Score
 from activeseg.db.models.columns import UtcDateTime
 from activeseg.db.rankings import class_scores, latest_scoring_config
+from activeseg.db.shown import prediction_of
 from activeseg.db.truth import CURRENT
 
 PROGRESS = sa.table(
@@ -80,8 +81,26 @@ class ImageAnnotation:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePrediction:
+    """The stored prediction that is shown: the champion's, else the youngest. model_version: null for a pre-annotator's.
+
+    entropy_map: whether one is stored with it. confidences: mean probability of each class over the pixels predicted as it.
+    """
+
+    source: str
+    model_version: str | None
+    of_champion: bool
+    entropy_map: bool
+    confidences: dict[str, float]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ImageDetail:
-    """All that is known of one image. reason: why it is quarantined. score: under the champion, where it has one."""
+    """All that is known of one image. reason: why it is quarantined. score: under the champion, where it has one.
+
+    prediction: only images that were asked about have one.
+    """
 
     id: int
     uri: str
@@ -95,6 +114,7 @@ class ImageDetail:
     reason: str | None
     created_at: datetime
     score: ScoreFigures | None
+    prediction: ImagePrediction | None
     queries: list[ImageQuery]
     annotations: list[ImageAnnotation]
 
@@ -139,6 +159,7 @@ def image_detail(session: Session, image_id: int) -> ImageDetail | None:
         reason=row.reason,
         created_at=row.created_at,
         score=_score(session, image_id),
+        prediction=_prediction(session, image_id),
         queries=_queries(session, image_id),
         annotations=_annotations(session, image_id),
     )
@@ -167,6 +188,21 @@ def _score(session: Session, image_id: int) -> ScoreFigures | None:
             )
             for part in class_scores(session, row.scoring_config_id, image_id)
         },
+    )
+
+
+def _prediction(session: Session, image_id: int) -> ImagePrediction | None:
+    stored = prediction_of(session, image_id)
+    if stored is None:
+        return None
+    names = stored.mask.label_set.names if stored.mask.label_set else ()
+    return ImagePrediction(
+        source=stored.source,
+        model_version=stored.model_version,
+        of_champion=stored.of_champion,
+        entropy_map=stored.entropy_location is not None,
+        confidences={names[index]: value for index, value in stored.confidences.items()},
+        created_at=stored.created_at,
     )
 
 

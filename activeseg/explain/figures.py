@@ -14,9 +14,9 @@ from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.errors import ConfigError
 from activeseg.explain.curves import curve_figure
 from activeseg.explain.heatmap import Scale
-from activeseg.explain.overlay import Pixels
 from activeseg.explain.panels import Panel, Row, heat, label_map, lay_out, legend, photo, total_width
 from activeseg.explain.sheet import GAP, Lettering, bar_block, framed, line_up, stack, with_margin
+from activeseg.imaging.coloring import Pixels
 
 __all__ = [
     "ClassRow",

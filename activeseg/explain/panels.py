@@ -9,15 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from activeseg.core.labels import UNLABELED, LabelSet, Mask
+from activeseg.core.labels import LabelSet, Mask
 from activeseg.explain.heatmap import Scale
-from activeseg.explain.overlay import NO_CLASS_COLOR, UNLABELED_COLOR, Pixels, colorize, overlay
-from activeseg.explain.sheet import GAP, Color, Lettering, framed, legend_block, line_up, stack, text_block, with_margin
+from activeseg.explain.sheet import GAP, Lettering, framed, legend_block, line_up, stack, text_block, with_margin
+from activeseg.imaging.coloring import SEVERAL_CLASSES, Pixels, colorize, has_several, overlay, seen_classes
 
 SHEET_WIDTH = 1348
 """Pixels: four columns of 320 and their frames."""
-
-SEVERAL_CLASSES = "several classes: the mean of their colours"
 
 _LARGEST_PANEL = 642
 _LEAST_COLUMN = 160
@@ -133,30 +131,9 @@ def legend(
     """
     entries = seen_classes(masks, label_set, over_image=over_image)
     blocks = [legend_block(entries, width, letters)] if entries else []
-    if label_set.overlap and any((mask.sum(axis=0, dtype=np.uint8) > 1).any() for mask in masks):
+    if has_several(masks, label_set):
         blocks.append(text_block(SEVERAL_CLASSES, width, letters))
     return blocks
-
-
-def seen_classes(masks: Sequence[Mask], label_set: LabelSet, *, over_image: bool = False) -> list[tuple[str, Color]]:
-    """Names and colours of the classes in any of the masks, in their order, for a legend.
-
-    Last, unless masks are laid over images, comes the colour of pixels that have no class.
-    """
-    if label_set.overlap:
-        shown = np.zeros(len(label_set.names), np.bool_)
-        for mask in masks:
-            shown |= mask.any(axis=(1, 2))
-        last = [("no class", NO_CLASS_COLOR)] if any((~mask.any(axis=0)).any() for mask in masks) else []
-    else:
-        shown = np.zeros(256, np.bool_)
-        for mask in masks:
-            shown[mask.ravel()] = True
-        last = [("not labelled", UNLABELED_COLOR)] if shown[UNLABELED] else []
-    if over_image:
-        last = []
-    classes = zip(shown, label_set.names, label_set.colors, strict=False)
-    return [(name, color) for is_shown, name, color in classes if is_shown] + last
 
 
 def _fit(picture: Image.Image, side: int, shrink: Image.Resampling) -> Image.Image:

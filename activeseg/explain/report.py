@@ -16,7 +16,7 @@ from activeseg.errors import ConfigError
 from activeseg.explain.explanation import Explanation, channel_of, confidences, explain_pixels, read_image
 from activeseg.explain.figures import class_table, entropy_figure, heat_picture, over_image
 from activeseg.explain.heatmap import Scale, stretched
-from activeseg.explain.overlay import colorize, overlay, with_palette
+from activeseg.imaging.coloring import colorize, overlay, with_palette
 from activeseg.nn.checkpoint import Segmenter
 
 LEAST_SHARE = 0.001

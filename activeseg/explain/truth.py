@@ -11,9 +11,9 @@ from PIL import Image
 from activeseg.core.labels import UNLABELED, LabelSet, Mask
 from activeseg.core.metrics import ConfusionMatrix, OverlapCounts, smoothed
 from activeseg.errors import ConfigError, MaskError
-from activeseg.explain.overlay import Pixels
 from activeseg.explain.panels import Foot, Row, label_map, laid_over, lay_out, legend, panel_side, photo, shrunk, total_width
 from activeseg.explain.sheet import Lettering, TableRow, stack, table_block, text_block
+from activeseg.imaging.coloring import Pixels
 from activeseg.records import ClassMetric
 
 _HEADINGS = ("image", "prediction", "truth")

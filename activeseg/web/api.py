@@ -6,19 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
 from activeseg.core.findings import Findings
-from activeseg.db import arms, checkpoints, images
+from activeseg.db import arms, checkpoints
 from activeseg.db.browse import ImageDetail, RoundRow, image_detail, label_set_of, rounds_page
-from activeseg.db.models import Checkpoint, Image, ImageStatus
+from activeseg.db.models import Checkpoint
 from activeseg.db.rankings import Cursor, RankingRow, ranking
-from activeseg.errors import ConfigError, ImageError, NotReadyError
-from activeseg.imaging.thumbnails import encode_jpeg, thumbnail
-from activeseg.records import ImageRef
+from activeseg.errors import ConfigError, NotReadyError
 from activeseg.web.answers import Problem
 from activeseg.web.auth import require_token
 from activeseg.workspace import Workspace
@@ -26,7 +23,6 @@ from activeseg.workspace import Workspace
 MAX_PAGE = 500
 MAX_ID = 2**31 - 1
 MAX_CLASSES = 255
-THUMBNAILS_AT_ONCE = 2
 
 # What str(Cursor) makes of a stored score: no inf, no nan, no digits of other scripts.
 _CURSOR = re.compile(r"[0-9]{1,9}:-?0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}:[0-9]{1,10}", re.ASCII)
@@ -91,23 +87,10 @@ class ReportQuery(BaseModel):
     last: int | None = Field(None, ge=1, le=MAX_ID, description="number of the last round; default: all to the end")
 
 
-class ThumbnailQuery(BaseModel):
-    """What may be asked of a thumbnail."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    side: int = Field(256, ge=16, le=1024, description="longer side in pixels, at most")
-
-
 # Dependencies that do nothing are coroutines all the same: others cost a thread each.
 async def _workspace(request: Request) -> Workspace:
     workspace: Workspace = request.app.state.workspace
     return workspace
-
-
-async def _thumbnail_limit(request: Request) -> CapacityLimiter:
-    limiter: CapacityLimiter = request.app.state.thumbnails
-    return limiter
 
 
 InWorkspace = Annotated[Workspace, Depends(_workspace)]
@@ -121,8 +104,6 @@ def api_router() -> APIRouter:
     router = APIRouter(prefix="/api", dependencies=[Depends(require_token)], responses=responses)
     router.get("/rankings")(rankings)
     router.get("/images/{image_id}")(image)
-    pictures: dict[int | str, dict[str, object]] = {200: {"content": {"image/jpeg": {}}}}
-    router.get("/images/{image_id}/thumbnail", response_class=Response, responses=pictures)(image_thumbnail)
     router.get("/rounds")(rounds)
     router.get("/report")(report)
     return router
@@ -177,38 +158,12 @@ def _class_indices(session: Session, checkpoint: Checkpoint, names: list[str]) -
 
 
 def image(workspace: InWorkspace, image_id: ImageId) -> ImageDetail:
-    """One image: its row, its score under the champion, its queries and annotations."""
+    """One image: its row, its score under the champion, which prediction is stored, its queries and annotations."""
     with workspace.database.read() as session:
         found = image_detail(session, image_id)
     if found is None:
         raise no_image(image_id)
     return found
-
-
-async def image_thumbnail(
-    workspace: InWorkspace,
-    limiter: Annotated[CapacityLimiter, Depends(_thumbnail_limit)],
-    image_id: ImageId,
-    asked: Annotated[ThumbnailQuery, Query()],
-) -> Response:
-    """A small JPEG of an active image."""
-    # Decoding needs memory by the image's pixels, so only a few run at a time; waiting costs no thread.
-    data = await to_thread.run_sync(_draw_thumbnail, workspace, image_id, asked.side, limiter=limiter)
-    return Response(data, media_type="image/jpeg")
-
-
-def _draw_thumbnail(workspace: Workspace, image_id: int, side: int) -> bytes:
-    return encode_jpeg(thumbnail(workspace.read_image(_drawable(workspace, image_id)), side))
-
-
-def _drawable(workspace: Workspace, image_id: int) -> ImageRef:
-    with workspace.database.read() as session:
-        row = session.get(Image, image_id)
-        if row is None:
-            raise no_image(image_id)
-        if row.status is not ImageStatus.ACTIVE:
-            raise ImageError(f"image {image_id} is {row.status.value}: {row.reason or 'there is nothing to show'}")
-        return images.refs(session, [image_id])[image_id]
 
 
 def no_image(image_id: int) -> HTTPException:

@@ -16,7 +16,7 @@ from activeseg.db.database import Database
 from activeseg.errors import SchemaError
 from activeseg.hints import HOOK_PATH
 from activeseg.web import answers, pages
-from activeseg.web.api import THUMBNAILS_AT_ONCE, api_router
+from activeseg.web.api import api_router
 from activeseg.web.auth import Keys, bearer_token, require_gates
 from activeseg.web.guard import MAX_BODY, Guard
 from activeseg.web.hooks import Hints, hook_router
@@ -24,6 +24,7 @@ from activeseg.web.hosts import Hosts
 from activeseg.web.limits import Limits
 from activeseg.web.metrics import metrics_router
 from activeseg.web.operations import WRITES_AT_ONCE, RecentStatus, operations_router
+from activeseg.web.pictures import PICTURES_AT_ONCE, pictures_router
 from activeseg.web.ready import Readiness, Ready, readyz
 from activeseg.web.sessions import LOGIN_PATH, Sessions
 from activeseg.workspace import Workspace
@@ -75,12 +76,13 @@ def create_app(settings: Settings, database: Database, *, listening: str | None 
     app.state.limits = Limits(section.requests_per_minute)
     app.state.sessions = Sessions(timedelta(hours=section.session_hours))
     app.state.readiness = Readiness(workspace)
-    app.state.thumbnails = CapacityLimiter(THUMBNAILS_AT_ONCE)
+    app.state.pictures = CapacityLimiter(PICTURES_AT_ONCE)
     app.state.status = RecentStatus(workspace)
     app.state.writes = CapacityLimiter(WRITES_AT_ONCE)
     app.add_middleware(Guard, hosts=app.state.hosts, limits=app.state.limits, sessions=app.state.sessions)
     answers.install(app)
     app.include_router(api_router())
+    app.include_router(pictures_router())
     app.include_router(operations_router())
     app.include_router(metrics_router())
     if (secret := settings.webhook_secret()) is not None:

@@ -15,8 +15,8 @@ LOGINS_PER_MINUTE = 10
 
 RECOGNISED_SECONDS = 300.0
 
-AT_ONCE = 60
-"""A page with its pictures is some twenty requests."""
+AT_ONCE = 120
+"""A page with its pictures is some forty requests."""
 
 
 class Buckets:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from anyio import to_thread
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
 
-from activeseg.db.browse import image_detail
+from activeseg.db import checkpoints
+from activeseg.db.browse import image_detail, label_set_of
 from activeseg.db.morning import read_morning
 from activeseg.db.requests import ROUND
+from activeseg.db.shown import Answered, annotation_of, last_answered, mean_confidences, prediction_of, with_entropy_map
 from activeseg.db.tokens import Scope
-from activeseg.web.api import ImageId, InWorkspace, image_thumbnail, no_image
+from activeseg.web.api import ImageId, InWorkspace, no_image
 from activeseg.web.auth import Keys
 from activeseg.web.browser import LoginNeeded, PageGate, Visit, require_own_form, sent_fields
 from activeseg.web.curve import curve_of
 from activeseg.web.hosts import Hosts
 from activeseg.web.operations import ask_for_round, what_follows
+from activeseg.web.panels import EntropyScale, panels_of, scale_of
+from activeseg.web.pictures import InTurn, Palette, add_pictures
 from activeseg.web.render import STATIC, in_zone, page, static_file
 from activeseg.web.sessions import COOKIE, FORM_COOKIE, LOGIN_PATH, Sessions, cookie_of, drop_cookie, new_form_value, set_cookie
 from activeseg.workspace import Workspace
@@ -29,8 +38,31 @@ STATIC_CACHE = "public, max-age=3600"
 _PLACE = re.compile(r"/(images/[0-9]{1,10})?", re.ASCII)
 """Where a login may lead: our own pages, never an address from outside."""
 
+ANSWERED = 6
+
 Reader = Annotated[Visit, Depends(PageGate(Scope.READ).check)]
 Operator = Annotated[Visit, Depends(PageGate(Scope.OPERATE).check)]
+
+
+@dataclass(frozen=True, slots=True)
+class MorningPictures:
+    """What the morning's pictures come with. answered: images whose annotation came back last.
+
+    mapped: images of the ranking whose entropy map is stored, drawn on `scale`. confidences: of the ranking, by image id.
+    """
+
+    answered: Sequence[Answered]
+    mapped: Set[int] = frozenset()
+    scale: EntropyScale | None = None
+    confidences: Mapping[int, float] = field(default_factory=dict)
+
+
+class ImagePageQuery(BaseModel):
+    """What may be asked of an image's page."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    palette: Palette = "labels"
 
 
 def pages_router() -> APIRouter:
@@ -38,8 +70,6 @@ def pages_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     router.get("/")(morning)
     router.get("/images/{image_id}")(image)
-    # Behind the session's cookie what /api gives behind a token.
-    router.get("/images/{image_id}/thumbnail", dependencies=[Depends(PageGate(Scope.READ).check)])(image_thumbnail)
     router.post("/rounds")(request_round)
     router.post(LOGIN_PATH)(log_in)
     router.post("/logout")(log_out)
@@ -47,9 +77,17 @@ def pages_router() -> APIRouter:
     return router
 
 
+def own_pictures_router() -> APIRouter:
+    """Behind the session's cookie the pictures that /api gives behind a token."""
+    router = APIRouter(include_in_schema=False, dependencies=[Depends(PageGate(Scope.READ).check)])
+    add_pictures(router)
+    return router
+
+
 def install(app: FastAPI) -> None:
     """Add the pages to an application."""
     app.include_router(pages_router())
+    app.include_router(own_pictures_router())
     app.add_exception_handler(LoginNeeded, _ask_to_log_in)
 
 
@@ -59,16 +97,43 @@ def morning(workspace: InWorkspace, visit: Reader) -> Response:
         found = read_morning(session, workspace.settings)
         asked = any(request.kind == ROUND for request in found.requests)
         follows = what_follows(session, workspace.settings.zone) if asked else None
-    return page("morning.html", **_frame(workspace, visit), morning=found, curve=curve_of(found.curve), follows=follows)
+        pictures = _morning_pictures(session, [row.image_id for row in found.ranking])
+    return page(
+        "morning.html",
+        **_frame(workspace, visit),
+        morning=found,
+        curve=curve_of(found.curve),
+        follows=follows,
+        pictures=pictures,
+    )
 
 
-def image(workspace: InWorkspace, visit: Reader, image_id: ImageId) -> Response:
+def _morning_pictures(session: Session, image_ids: list[int]) -> MorningPictures:
+    answered = last_answered(session, limit=ANSWERED)
+    champion = checkpoints.champion(session)
+    if champion is None:
+        return MorningPictures(answered)
+    mapped = with_entropy_map(session, champion, image_ids)
+    scale = scale_of(label_set_of(session, champion)) if mapped else None
+    return MorningPictures(answered, mapped, scale, mean_confidences(session, champion, image_ids))
+
+
+async def image(
+    workspace: InWorkspace, turn: InTurn, visit: Reader, image_id: ImageId, asked: Annotated[ImagePageQuery, Query()]
+) -> Response:
     """All that is known of an image."""
+    # It decodes masks to say what is in them, as its pictures do.
+    return await to_thread.run_sync(_image_page, workspace, visit, image_id, asked, limiter=turn)
+
+
+def _image_page(workspace: Workspace, visit: Visit, image_id: int, asked: ImagePageQuery) -> Response:
     with workspace.database.read() as session:
         found = image_detail(session, image_id)
+        prediction, annotation = prediction_of(session, image_id), annotation_of(session, image_id)
     if found is None:
         raise no_image(image_id)
-    return page("image.html", **_frame(workspace, visit), image=found)
+    panels = panels_of(workspace, found, prediction, annotation, asked.palette)
+    return page("image.html", **_frame(workspace, visit), image=found, panels=panels)
 
 
 async def request_round(request: Request, visit: Operator) -> Response:

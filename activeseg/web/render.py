@@ -48,7 +48,7 @@ def _environment() -> Environment:
         loader=PackageLoader("activeseg.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"version": __version__, "counted": counted}
-    environment.filters |= {"name": file_name, "told": told, "span": span, "nats": nats, "share": share}
+    environment.filters |= {"name": file_name, "told": told, "span": span, "nats": nats, "share": share, "figure": figure}
     return environment
 
 
@@ -85,6 +85,11 @@ def nats(value: float) -> str:
 def share(value: float | None) -> str:
     """'12.5 %'; '–' for None."""
     return "–" if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def figure(value: float | None) -> str:
+    """'0.873'; '–' for None."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def in_zone(time: datetime | None, zone: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.models import mobilenet_v2
 
-from activeseg.explain.overlay import colorize, with_palette
+from activeseg.imaging.coloring import colorize, with_palette
 from tests.cli.commands import CommandLine
 from tests.factories import CLASSES
 

@@ -21,7 +21,7 @@ from activeseg.errors import ConfigError, MaskError
 from activeseg.explain import curves, sheet
 from activeseg.explain.figures import PanelRow, class_table, curve_figure, entropy_figure, panel_figure
 from activeseg.explain.heatmap import Scale, heatmap
-from activeseg.explain.overlay import UNLABELED_COLOR, colorize
+from activeseg.imaging.coloring import UNLABELED_COLOR, colorize
 
 pytestmark = pytest.mark.slow
 

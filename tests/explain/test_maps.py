@@ -11,7 +11,7 @@ from PIL import Image
 from activeseg.core.labels import UNLABELED, LabelSet
 from activeseg.errors import ConfigError, MaskError, NonFiniteScoreError
 from activeseg.explain.heatmap import color_bar, heatmap
-from activeseg.explain.overlay import UNLABELED_COLOR, colorize, overlay
+from activeseg.imaging.coloring import UNLABELED_COLOR, colorize, overlay
 
 LABELS = LabelSet(("sky", "road", "void"), ((10, 20, 30), (200, 100, 0), (0, 0, 0)), ignore_index=2)
 

@@ -11,8 +11,8 @@ from activeseg.core.labels import LabelSet
 from activeseg.core.palette import voc_palette
 from activeseg.errors import ConfigError, MaskError
 from activeseg.explain.figures import PanelRow, class_table, panel_figure
-from activeseg.explain.overlay import NO_CLASS_COLOR, colorize, overlay, with_palette
 from activeseg.explain.panels import seen_classes
+from activeseg.imaging.coloring import NO_CLASS_COLOR, colorize, overlay, with_palette
 
 LABELS = LabelSet(("animal", "dog", "void"), ((200, 0, 0), (0, 100, 50), (9, 9, 9)), ignore_index=2, overlap=True)
 PLANES = np.array(

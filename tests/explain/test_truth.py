@@ -13,10 +13,10 @@ from activeseg.core.palette import voc_palette
 from activeseg.errors import ConfigError, MaskError, NotReadyError
 from activeseg.explain import panels
 from activeseg.explain.masks import image_files, mask_files, read_mask, spread
-from activeseg.explain.overlay import NO_CLASS_COLOR, UNLABELED_COLOR
 from activeseg.explain.panels import legend, seen_classes
 from activeseg.explain.sheet import GAP, PAPER, Lettering, TableRow, table_block, text_block
 from activeseg.explain.truth import compare, contact_sheet, for_sheet, image_scores, truth_figure
+from activeseg.imaging.coloring import NO_CLASS_COLOR, UNLABELED_COLOR
 from activeseg.imaging.masks import encode_mask, encode_planes
 
 LABELS = LabelSet(("sky", "road", "car", "void"), voc_palette(5)[1:], ignore_index=3)

@@ -107,8 +107,9 @@ def test_every_answer_carries_the_security_headers(client: TestClient) -> None:
 def test_the_schema_is_served_and_no_page_that_loads_scripts_from_elsewhere(anonymous: TestClient) -> None:
     schema = anonymous.get("/openapi.json").json()
     assert set(schema["paths"]) == {
-        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/rounds", "/api/report",
-        "/api/status", "/api/runs", "/api/alerts", "/healthz", "/readyz", "/metrics",
+        "/api/rankings", "/api/images/{image_id}", "/api/images/{image_id}/thumbnail", "/api/images/{image_id}/prediction",
+        "/api/images/{image_id}/entropy", "/api/images/{image_id}/annotation", "/api/rounds", "/api/report", "/api/status",
+        "/api/runs", "/api/alerts", "/healthz", "/readyz", "/metrics",
     }  # fmt: skip
     assert schema["paths"]["/api/rankings"]["get"]["security"]
     assert {"limit", "class", "checkpoint", "after"} == {

@@ -66,7 +66,15 @@ def test_no_path_header_cookie_or_form_is_a_server_error(app: Any) -> None:
     client = TestClient(app)
     words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
     paths = st.sampled_from(
-        ["/", "/images/{}", "/images/{}/thumbnail", "/static/{}", "/api/rankings?after={}", "/api/rounds?limit={}", "/{}"]
+        [
+            "/",
+            "/images/{}",
+            "/images/{}/thumbnail",
+            "/images/1/annotation?palette={}",
+            "/static/{}",
+            "/api/rankings?after={}",
+            "/{}",
+        ]
     )
     raw = st.binary(max_size=40).map(lambda value: value.replace(b"\r", b"").replace(b"\n", b""))
 

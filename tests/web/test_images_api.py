@@ -116,7 +116,7 @@ def test_an_unknown_image_is_a_404_that_names_it(client: TestClient) -> None:
     "identity",
     ["0", "-1", "1.5", "abc", "%00", "1%00", "2147483648", "9" * 30, "9" * 5000, "..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd"],
 )
-@pytest.mark.parametrize("tail", ["", "/thumbnail"])
+@pytest.mark.parametrize("tail", ["", "/thumbnail", "/annotation"])
 def test_what_is_no_image_id_is_refused(client: TestClient, identity: str, tail: str) -> None:
     answer = client.get(f"/api/images/{identity}{tail}")
 
@@ -153,6 +153,7 @@ def test_a_thumbnail_has_bounds(picture: tuple[int, Path], client: TestClient, s
 
 def test_a_file_that_changed_or_vanished_is_not_shown(picture: tuple[int, Path], client: TestClient) -> None:
     image, file = picture
+    file.with_name("neighbour.png").write_bytes(b"")  # a folder without any file is a disk that is not mounted
     file.write_bytes(b"something else")
     changed = client.get(f"/api/images/{image}/thumbnail")
     file.unlink()

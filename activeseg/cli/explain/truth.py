@@ -14,7 +14,7 @@ from activeseg.wording import counted
 
 if TYPE_CHECKING:
     from activeseg.core.labels import Mask
-    from activeseg.explain.overlay import Pixels
+    from activeseg.imaging.coloring import Pixels
     from activeseg.workspace import Workspace
 
 
@@ -38,9 +38,9 @@ def figure(
 
     from activeseg.explain.explanation import explain_pixels, read_image
     from activeseg.explain.masks import mask_files, read_mask
-    from activeseg.explain.overlay import with_palette
     from activeseg.explain.report import save_pictures
     from activeseg.explain.truth import compare, truth_figure
+    from activeseg.imaging.coloring import with_palette
 
     with workspace_of(context) as workspace:
         segmenter, max_pixels = read_segmenter(workspace, checkpoint), workspace.settings.pool.max_pixels
@@ -80,8 +80,8 @@ def sheet(
 ) -> None:
     """A contact sheet: each image beside the same with its annotation laid over it."""
     from activeseg.errors import ConfigError
-    from activeseg.explain.overlay import with_palette
     from activeseg.explain.truth import contact_sheet, for_sheet
+    from activeseg.imaging.coloring import with_palette
 
     if (images is None) != (masks is None) or (images is not None and split is not None):
         raise ConfigError("expected --split, or --images together with --masks")

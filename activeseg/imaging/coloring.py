@@ -1,7 +1,8 @@
-"""Masks in the colours of their label set, alone or over the image; one output pixel per mask pixel."""
+"""Masks in the colours of their label set, alone or over the image, one output pixel per mask pixel; and their legend."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +19,12 @@ UNLABELED_COLOR = (224, 224, 192)
 NO_CLASS_COLOR = (255, 255, 255)
 """Colour of pixels that have none of the classes of a label set whose classes may overlap."""
 
+SEVERAL_CLASSES = "several classes: the mean of their colours"
+
 PALETTES = ("labels", "voc")
 
 Pixels = npt.NDArray[np.uint8]
+Color = tuple[int, int, int]
 
 
 def colorize(mask: Mask, label_set: LabelSet) -> Image.Image:
@@ -51,6 +55,32 @@ def with_palette(label_set: LabelSet, palette: str) -> LabelSet:
     if palette not in PALETTES:
         raise ConfigError(f"unknown palette {palette!r}; expected {' or '.join(PALETTES)}")
     return label_set if palette == "labels" else replace(label_set, colors=voc_palette(len(label_set.names)))
+
+
+def seen_classes(masks: Sequence[Mask], label_set: LabelSet, *, over_image: bool = False) -> list[tuple[str, Color]]:
+    """Names and colours of the classes in any of the masks, in their order, for a legend.
+
+    Last, unless masks are laid over images, comes the colour of pixels that have no class.
+    """
+    if label_set.overlap:
+        shown = np.zeros(len(label_set.names), np.bool_)
+        for mask in masks:
+            shown |= mask.any(axis=(1, 2))
+        last = [("no class", NO_CLASS_COLOR)] if any((~mask.any(axis=0)).any() for mask in masks) else []
+    else:
+        shown = np.zeros(256, np.bool_)
+        for mask in masks:
+            shown[mask.ravel()] = True
+        last = [("not labelled", UNLABELED_COLOR)] if shown[UNLABELED] else []
+    if over_image:
+        last = []
+    classes = zip(shown, label_set.names, label_set.colors, strict=False)
+    return [(name, color) for is_shown, name, color in classes if is_shown] + last
+
+
+def has_several(masks: Sequence[Mask], label_set: LabelSet) -> bool:
+    """Whether any pixel of these masks has several classes."""
+    return label_set.overlap and any((mask.sum(axis=0, dtype=np.uint8) > 1).any() for mask in masks)
 
 
 def _colors_of(mask: Mask, label_set: LabelSet) -> tuple[Pixels, npt.NDArray[np.bool_]]:
