@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -9,35 +10,39 @@ from zoneinfo import ZoneInfo
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.cron import CronTrigger
 
+from activeseg.config.operations import ScheduleSection, time_zone
 from activeseg.errors import ConfigError
 
-LONGEST_GAP = timedelta(hours=3)
-"""More than any time zone ever skips or repeats at once."""
+LONGEST_GAP = timedelta(days=1)
+"""The most that a time zone ever skipped or repeated at once (Samoa skipped 30 December 2011)."""
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
 
 class Cron(BaseTrigger):  # type: ignore[misc] # APScheduler has no types
-    """A five-field cron string (minute hour day month weekday) in a time zone; all its times are aware UTC.
+    """A cron string (minute hour day month weekday, and its own time zone if it names one); all its times are aware UTC.
 
-    As in cron(8): weekday 0 and 7 are Sunday; across a change of the clocks, a fixed time that is skipped runs an hour
-    later and one that comes twice runs the first time, while `*` and `*/n` hours go on by elapsed time. Unlike it, a day
-    of the month and a weekday must both match.
+    zone: of a string that names none.
+
+    As in cron(8): weekday 0 and 7 are Sunday; across a change of the clocks, a time that is skipped comes later by what is
+    skipped, most often an hour, and one that comes twice runs the first time, where the hour is `*` or `*/n` both times.
+    Unlike it, a day of the month and a weekday must both match.
 
     Raises ConfigError, naming `key`, for a string that is no cron string or matches no day.
     """
 
     def __init__(self, text: str, zone: ZoneInfo, *, key: str) -> None:
-        self.text, self.zone = text, zone
+        self.text = text
         try:
             fields = text.split()
-            if len(fields) != 5:
+            if len(fields) not in (5, 6):
                 raise ValueError(f"it has {len(fields)}")
-            self._trigger = CronTrigger.from_crontab(" ".join([*fields[:4], _weekdays(fields[4])]), zone)
+            self.zone = time_zone(fields[5]) if fields[5:] else zone
+            self._trigger = CronTrigger.from_crontab(" ".join([*fields[:4], _weekdays(fields[4])]), UTC)
         except ValueError as error:
             raise ConfigError(
-                f"[schedule] {key}: expected five cron fields (minute hour day month weekday) "
-                f"such as '0 2 * * *', got {text!r}: {error}"
+                f"[schedule] {key}: expected five cron fields (minute hour day month weekday) such as '0 2 * * *', "
+                f"or six with a time zone such as '0 2 * * * Europe/Berlin', got {text!r}: {error}"
             ) from error
         self._repeats = fields[1].startswith("*")
         if next(self.times(datetime(2024, 1, 1, tzinfo=UTC)), None) is None:
@@ -45,14 +50,31 @@ class Cron(BaseTrigger):  # type: ignore[misc] # APScheduler has no types
 
     def times(self, start: datetime) -> Iterator[datetime]:
         """Planned times at or after `start`, ascending."""
-        # Begun earlier, so that a time moved out of a skipped hour is found whatever moment the question is asked at.
-        moment = start.astimezone(UTC) - LONGEST_GAP
-        while (found := self._trigger.get_next_fire_time(None, moment)) is not None:
-            found = found.astimezone(UTC)
-            moment = found + timedelta(microseconds=1)
-            second_time = found.astimezone(self.zone).fold == 1
-            if found >= start and (self._repeats or not second_time):
-                yield found
+        start = start.astimezone(UTC)
+        waiting: list[datetime] = []
+        last = None
+        for wall in self._walls(start):
+            first, second = (wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+            heapq.heappush(waiting, first)
+            if self._repeats and first < second:  # of a skipped time the second lies before the first: PEP 495
+                heapq.heappush(waiting, second)
+            # Whatever the clocks show later comes no earlier than this. A skipped time moves behind some that follow it.
+            while waiting and waiting[0] <= min(first, second):
+                time = heapq.heappop(waiting)
+                if time >= start and time != last:
+                    yield (last := time)
+
+    def _walls(self, start: datetime) -> Iterator[datetime]:
+        """What the zone's clocks would show at planned times at or after `start` if nobody ever changed them, ascending.
+
+        APScheduler is asked as for UTC: across a change of the clocks its way from one day to the next misses a day.
+        """
+        near = (start + change for change in (-LONGEST_GAP, timedelta(0), LONGEST_GAP))
+        # By the smallest offset: times that were skipped a moment ago, and those that come again, are still ahead of it.
+        wall = start + min(moment.astimezone(self.zone).utcoffset() or timedelta(0) for moment in near)
+        while (wall := self._trigger.get_next_fire_time(None, wall)) is not None:
+            yield wall
+            wall += timedelta(microseconds=1)
 
     def latest(self, now: datetime, *, within: timedelta) -> datetime | None:
         """The last planned time up to `now` that is no longer ago than `within`; None where there is none."""
@@ -67,6 +89,19 @@ class Cron(BaseTrigger):  # type: ignore[misc] # APScheduler has no types
         """APScheduler's question."""
         after = previous_fire_time + timedelta(microseconds=1) if previous_fire_time else now
         return next(self.times(after), None)
+
+
+def planned(section: ScheduleSection) -> dict[str, Cron]:
+    """When each job of [schedule] is planned, by its name; jobs without a time are left out.
+
+    Raises ConfigError for a bad cron string or time zone.
+    """
+    try:
+        zone = time_zone(section.timezone)
+    except ValueError as error:
+        raise ConfigError(f"[schedule] timezone: {error}") from error
+    texts = {name: text for name, text in section if name not in ("timezone", "catch_up_hours") and text is not None}
+    return {name: Cron(text, zone, key=name) for name, text in texts.items()}
 
 
 def _weekdays(field: str) -> str:

@@ -2,6 +2,8 @@
 
     ActivesegError                 one line for the user: what was expected, what came, what to do
     ├── ConfigError                a setting, a class list or an argument is wrong
+    │   ├── SourceGoneError        the place that images come from is away: a disk, a share, an object store
+    │   └── DivergedError          training went to values that are no numbers
     ├── SchemaError                the database's schema is not the one this version knows
     ├── NotReadyError              a step lacks what an earlier one makes (no champion, empty pool)
     ├── DataError                  bytes from outside that cannot be used; usually a quarantine row
@@ -35,6 +37,14 @@ class ActivesegError(Exception):
 
 class ConfigError(ActivesegError, ValueError):
     """A setting, class list or argument is wrong."""
+
+
+class SourceGoneError(ConfigError):
+    """The place that images come from does not answer, or is not there: that says nothing about any image of it."""
+
+
+class DivergedError(ConfigError):
+    """Training went to values that are no numbers; from the same state it would again."""
 
 
 class SchemaError(ActivesegError):

@@ -1,6 +1,6 @@
 """advance_round(): the only place where stages meet. It owns the lease, the order of things and what a failure leaves.
 
-    sync pool -> pull -> split -> (train -> promote -> refresh open tasks, if due) -> finish begun rounds
+    sync pool -> pull -> split -> (train -> promote -> refresh open tasks, if due: challengers.py) -> finish begun rounds
     -> (refresh again, if one of them was chosen under a former champion) -> score -> (open a round, if due)
 
 Every step looks at the tables for what is left to do, so a process killed anywhere goes on where it stopped, and a
@@ -13,14 +13,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from typing import Protocol
 
 from sqlalchemy.orm import Session
 
 from activeseg import logs
-from activeseg.db import candidates, checkpoints, drift, lease, rounds, scores, truth
-from activeseg.db.models import Query, QueryStatus, Round, RoundStatus, Split
-from activeseg.db.models.columns import now
+from activeseg.challengers import judge, train_and_promote
+from activeseg.db import candidates, checkpoints, drift, lease, rounds, scores
+from activeseg.db.models import Query, QueryStatus, Round, RoundStatus
 from activeseg.db.standstill import why_no_round
 from activeseg.errors import ActivesegError, LabelStudioDoubt, LeaseError, NotReadyError
 from activeseg.housekeeping import require_room, with_room
@@ -30,18 +30,16 @@ from activeseg.records import QueryItem, StageReport
 from activeseg.stages.embed import embed_pool, require_start_weights
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.predict import predict_round
-from activeseg.stages.promote import promote_challengers
 from activeseg.stages.pull import pull_annotations
 from activeseg.stages.push import push_round
 from activeseg.stages.rank import CHOICE, choose_images, rank_round
 from activeseg.stages.refresh import refresh_open_tasks
 from activeseg.stages.score import score_pool, scoring_definition
 from activeseg.stages.split import assign_splits
-from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, planned) during long stages."""
+Progress = Callable[[str, int, int, str], None]
+"""Called with (stage, done, planned, note) during long stages; note: what is to be said of it, or nothing."""
 
 
 @dataclass
@@ -49,11 +47,18 @@ class Listener:
     """What a caller wants to hear while the loop works."""
 
     report: Callable[[StageReport], None] = field(default=lambda report: None)
-    progress: Progress = field(default=lambda stage, done, planned: None)
+    progress: Progress = field(default=lambda stage, done, planned, note: None)
 
-    def of(self, stage: str) -> Callable[[int, int], None]:
+    def of(self, stage: str) -> StageProgress:
         """The progress callback of one stage."""
-        return lambda done, planned: self.progress(stage, done, planned)
+        return lambda done, planned, note="": self.progress(stage, done, planned, note)
+
+
+class StageProgress(Protocol):
+    """How far a stage is, and what is to be said of it."""
+
+    def __call__(self, done: int, planned: int, note: str = "") -> None:
+        """Tell it."""
 
 
 def advance_round(
@@ -83,7 +88,7 @@ def advance_round(
         with failures.kept(), with_room(workspace):
             collect(workspace, client, note, full=full_pull)
         with failures.kept(), with_room(workspace):
-            _train_and_promote(workspace, client, note, listener, retry_failed=True)
+            train_and_promote(workspace, client, note, on_progress=listener.of("train"), retry_failed=True)
         begun = _begun(workspace)
         for row in begun:
             with failures.kept(), with_room(workspace):
@@ -152,7 +157,7 @@ def collect_and_train(
         with with_room(workspace):
             collect(workspace, client, note)
         with with_room(workspace):
-            _train_and_promote(workspace, client, note, listener, retry_failed=False)
+            train_and_promote(workspace, client, note, on_progress=listener.of("train"), retry_failed=False)
     return reports
 
 
@@ -163,7 +168,17 @@ def train_if_due(
     listener = listener or Listener()
     reports, note = _noting(listener)
     with lease.holding(workspace.database), with_room(workspace):
-        _train_and_promote(workspace, client, note, listener, retry_failed=True)
+        train_and_promote(workspace, client, note, on_progress=listener.of("train"), retry_failed=True)
+    return reports
+
+
+def promote_waiting(
+    workspace: Workspace, client: LabelStudioClient | None, *, listener: Listener | None = None
+) -> list[StageReport]:
+    """Let the gate decide about every checkpoint nobody decided about: the planned `promote`."""
+    reports, note = _noting(listener or Listener())
+    with lease.holding(workspace.database), with_room(workspace):
+        judge(workspace, client, note)
     return reports
 
 
@@ -182,25 +197,6 @@ def finish_begun(
     return reports
 
 
-def _train_and_promote(
-    workspace: Workspace,
-    client: LabelStudioClient | None,
-    note: Callable[[StageReport], None],
-    listener: Listener,
-    *,
-    retry_failed: bool,
-) -> None:
-    if reason := training_due(workspace, retry_failed=retry_failed):
-        require_room(workspace)
-        note(train_challenger(workspace, reason=reason, on_progress=listener.of("train")))
-    if _has_challengers(workspace):
-        require_room(workspace)
-        note(promote_challengers(workspace))
-    if client is not None:
-        require_room(workspace)
-        note(refresh_open_tasks(workspace, client))
-
-
 def collect(
     workspace: Workspace,
     client: LabelStudioClient | None,
@@ -215,31 +211,6 @@ def collect(
         note(assign_splits(workspace))
         with workspace.database.write() as session:
             rounds.close_answered(session)
-
-
-def training_due(workspace: Workspace, *, retry_failed: bool = True) -> str | None:
-    """Why a training should start now, or None.
-
-    It is due when one was interrupted, when there is no champion and [training] min_train images are annotated, when
-    retrain_after annotations are new, or when any is new and retrain_days went by.
-    """
-    rules = workspace.settings.training
-    with workspace.database.read() as session:
-        if checkpoints.interrupted_training(session) is not None:
-            return "interrupted"
-        new = truth.untrained(session, retry_failed=retry_failed)
-        latest = checkpoints.latest_training(session)
-        labeled = len(truth.current(session, split=Split.TRAIN))
-    if new == 0 or labeled < rules.min_train:
-        return None
-    if latest is None:
-        return f"first: {new} annotated images"
-    if new >= rules.retrain_after:
-        return f"{new} new annotations"
-    waited = now() - latest.started_at
-    if waited >= timedelta(days=rules.retrain_days):
-        return f"{new} new annotations after {waited.days} days"
-    return None
 
 
 def open_round_if_due(workspace: Workspace) -> Round | None:
@@ -387,7 +358,7 @@ def _error_in_row(workspace: Workspace, row: Round) -> Iterator[None]:
         yield
     except ActivesegError as error:
         with workspace.database.write() as session:
-            session.get_one(Round, row.id).error = str(error)[:1000]
+            session.get_one(Round, row.id).error = str(error)
         raise
 
 
@@ -414,8 +385,3 @@ def _pushed_for_another(workspace: Workspace, begun: Sequence[Round]) -> bool:
 def _has_champion(workspace: Workspace) -> bool:
     with workspace.database.read() as session:
         return checkpoints.champion(session) is not None
-
-
-def _has_challengers(workspace: Workspace) -> bool:
-    with workspace.database.read() as session:
-        return bool(checkpoints.undecided(session))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -38,12 +38,14 @@ def shown_version(source: str) -> str:
     return name if kind == "checkpoint" else kind
 
 
-def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequence[ImageRef]) -> dict[int, str]:
+def predict_and_store(
+    workspace: Workspace, checkpoint: Checkpoint, images: Sequence[ImageRef], *, anew: Collection[int] = ()
+) -> dict[int, str]:
     """Predict images and store each result as it comes; returns why, by image id, for those that cannot be read.
 
     Specks below [labelstudio] min_region_pixels are merged into their surroundings; the entropy map is drawn in jet on
-    the fixed scale from 0 to the largest entropy there is (`core.entropy.max_entropy`). Raises LabelSetMismatch where the
-    checkpoint knows other classes than are configured.
+    the fixed scale from 0 to the largest entropy there is (`core.entropy.max_entropy`). anew: ids of images whose stored
+    mask is damaged and replaced. Raises LabelSetMismatch where the checkpoint knows other classes than are configured.
     """
     checkpoints.require_labels(checkpoint, workspace.label_set)
     device = pick_device(workspace.settings.model.device)
@@ -57,13 +59,13 @@ def predict_and_store(workspace: Workspace, checkpoint: Checkpoint, images: Sequ
     with closing(predict_masks(segmenter, images, read, device=device, precision=precision, batch_size=1)) as stream:
         for item in stream:
             if isinstance(item, Predicted):
-                _store(workspace, checkpoint, item, upper)
+                _store(workspace, checkpoint, item, upper, anew=item.image_id in anew)
             else:
                 failures[item.image_id] = item.reason
     return failures
 
 
-def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float) -> None:
+def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper: float, *, anew: bool) -> None:
     stored = workspace.store_mask(without_specks(item.mask, workspace.settings.labelstudio.min_region_pixels))
     picture = workspace.artifacts.put(encode_png(np.asarray(heatmap(item.entropy, upper=upper))), "picture", ".png")
     with workspace.database.write() as session:
@@ -77,6 +79,7 @@ def _store(workspace: Workspace, checkpoint: Checkpoint, item: Predicted, upper:
                 mask_sha256=stored.sha256,
                 entropy_location=picture.location,
             ),
+            anew=anew,
         )
 
 

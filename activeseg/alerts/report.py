@@ -26,17 +26,30 @@ _DECIDED = {Decision.PROMOTED: "promoted", Decision.REFUSED: "refused", Decision
 
 def morning_report(settings: Settings, database: Database) -> str:
     """Note what happened since the last report, or in the last day, as an alert, and deliver it; one sentence about it."""
-    with database.write() as session:
-        alerts.lock(session)
-        at = now()
-        last = alerts.latest(session, (AlertKind.REPORT,))
-        since = last.created_at if last else at - _FIRST
-        text = report_text(read_status(session, settings), read_night(session, since), settings, since=since, at=at)
-        number = alerts.note(session, AlertKind.REPORT, ABOUT, text, at=at).id
+    number: int | None = None
+    while number is None:
+        number = _noted(settings, database)
     deliver(settings, database)
     with database.read() as session:
         row = session.get_one(Alert, number)
     return f"report {number} {_fate(row)}"
+
+
+def _noted(settings: Settings, database: Database) -> int | None:
+    """The number of the report as it was noted; None where another process noted one meanwhile, so that the time differs.
+
+    Reading the status of a large pool takes seconds, in which others write.
+    """
+    with database.read() as session:
+        last, at = alerts.latest(session, (AlertKind.REPORT,)), now()
+        since = last.created_at if last else at - _FIRST
+        text = report_text(read_status(session, settings), read_night(session, since), settings, since=since, at=at)
+    with database.write() as session:
+        alerts.lock(session)
+        newest = alerts.latest(session, (AlertKind.REPORT,))
+        if (newest and newest.id) != (last and last.id):
+            return None
+        return alerts.note(session, AlertKind.REPORT, ABOUT, text, at=at).id
 
 
 def _fate(row: Alert) -> str:

@@ -1,4 +1,4 @@
-"""What needs telling: jobs that fail and work again, open tasks nobody annotates, a pool that is not what it was."""
+"""What needs telling: jobs that fail and work again, open tasks nobody annotates, nothing to do, a pool that changed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from sqlalchemy.orm import Session
 
 from activeseg.alerts.delivery import deliver
 from activeseg.config import Settings
-from activeseg.db import alerts, drift, jobs
+from activeseg.db import alerts, candidates, drift, jobs, rounds
 from activeseg.db.alerts import AlertKind
 from activeseg.db.database import Database
 from activeseg.db.models import JobOutcome
 from activeseg.db.models.columns import now
+from activeseg.db.standstill import why_no_round
 from activeseg.wording import counted, moment
 
 MOST_INCIDENTS = 3
 """A job that fails and works by turns is told so often within [alerts] repeat_hours, then not before they are over."""
+ANNOTATIONS, POOL = "annotations", "pool"
+"""What an idle alert is about: tasks nobody annotates, a pool with nothing left to ask about."""
 _RECENT = timedelta(days=1)
 
 _log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ def _note(settings: Settings, database: Database, job: str | None, outcome: str 
             note_run(session, settings, job, outcome, message or "", at=at)
         _note_runs_nobody_told_of(session, settings, at)
         note_idleness(session, settings, at=at)
+        note_nothing_to_do(session, settings, at=at)
         note_drift(session, settings, at=at)
 
 
@@ -92,13 +96,39 @@ def note_idleness(session: Session, settings: Settings, *, at: datetime) -> None
     if not days or (found := alerts.idle_since(session)) is None:
         return
     since, tasks = found
-    wait = max(timedelta(days=days), timedelta(hours=settings.alerts.repeat_hours))
-    last = alerts.latest(session, (AlertKind.IDLE,))
-    if at - since < timedelta(days=days) or (last is not None and last.created_at > since and at - last.created_at < wait):
+    if _idle_is_news(session, settings, ANNOTATIONS, since, at):
+        alone = f"and nobody annotated since {moment(since, settings.zone)} ([alerts] idle_days = {days:g})"
+        alerts.note(session, AlertKind.IDLE, ANNOTATIONS, f"{counted(tasks, 'open task')}, {alone}", at=at)
+
+
+def note_nothing_to_do(session: Session, settings: Settings, *, at: datetime) -> None:
+    """No image is left to ask about, and nothing came or was annotated for [alerts] idle_days; again after as many days.
+
+    Once that was told, it is told once that there is something to do again.
+    """
+    if not (days := settings.alerts.idle_days):
         return
-    alone = f"and nobody annotated since {moment(since, settings.zone)} ([alerts] idle_days = {days:g})"
-    message = f"{counted(tasks, 'open task')}, {alone}"
-    alerts.note(session, AlertKind.IDLE, "annotations", message, at=at)
+    since = alerts.nothing_to_do_since(session)
+    last = alerts.latest(session, (AlertKind.IDLE, AlertKind.RECOVERY), POOL)
+    told = last is not None and last.kind == AlertKind.IDLE
+    if not told and (since is None or at - since < timedelta(days=days)):
+        return
+    if since is None or candidates.has_candidates(session, None):
+        if told:
+            tasks = rounds.open_tasks(session)
+            what = counted(tasks, "open task") if tasks else "images to ask about"
+            alerts.note(session, AlertKind.RECOVERY, POOL, f"there is something to do again: {what}", at=at)
+    elif _idle_is_news(session, settings, POOL, since, at):
+        nothing = f"nothing to do since {moment(since, settings.zone)} ([alerts] idle_days = {days:g})"
+        alerts.note(session, AlertKind.IDLE, POOL, f"{nothing}: {why_no_round(session, settings)}", at=at)
+
+
+def _idle_is_news(session: Session, settings: Settings, about: str, since: datetime, at: datetime) -> bool:
+    """Whether it goes on for [alerts] idle_days and was not told since, or not for as many days."""
+    idle = timedelta(days=settings.alerts.idle_days)
+    wait = max(idle, timedelta(hours=settings.alerts.repeat_hours))
+    last = alerts.latest(session, (AlertKind.IDLE,), about)
+    return at - since >= idle and (last is None or last.created_at <= since or at - last.created_at >= wait)
 
 
 def note_drift(session: Session, settings: Settings, *, at: datetime) -> None:

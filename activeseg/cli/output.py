@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, tzinfo
@@ -18,7 +18,7 @@ from activeseg.wording import counted, moment
 if TYPE_CHECKING:
     from activeseg.config import Settings
     from activeseg.labelstudio.client import LabelStudioClient
-    from activeseg.loop import Listener
+    from activeseg.loop import Listener, StageProgress
     from activeseg.records import StageReport
     from activeseg.workspace import Workspace
 
@@ -135,8 +135,8 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def progress_bar(label: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, fed with (done, planned); nothing where quiet or where it is no terminal."""
+def progress_bar(label: str, *, quiet: bool = False) -> Iterator[StageProgress]:
+    """A bar on standard error, fed with (done, planned[, note]); nothing where quiet or where it is no terminal."""
     with listening(quiet=quiet) as listener:
         yield listener.of(label)
 
@@ -150,14 +150,15 @@ def listening(*, quiet: bool = False, reports: bool = False) -> Iterator[Listene
     from activeseg.loop import Listener
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpeedColumn(), TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), SpeedColumn(), TimeRemainingColumn(), note)
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def advance(stage: str, done: int, planned: int) -> None:
+        def advance(stage: str, done: int, planned: int, note: str) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=planned)
-            bars.update(tasks[stage], completed=done, total=planned, visible=done < planned)
+                tasks[stage] = bars.add_task(stage, total=planned, note=note)
+            bars.update(tasks[stage], completed=done, total=planned, visible=done < planned, note=note)
 
         def report(item: StageReport) -> None:
             if reports and not quiet:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import getpass
 from datetime import tzinfo
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
 from activeseg.cli.output import AsJson, as_size, client_of, listening, print_json, print_reports, print_table, workspace_of
+from activeseg.errors import ConfigError
 from activeseg.wording import moment
+
+if TYPE_CHECKING:
+    from activeseg.config import Settings
 
 group = typer.Typer(help="Advance the loop.", no_args_is_help=True)
 
@@ -69,10 +74,24 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
         data["disk"] = disk_use(workspace)
         if (problem := shortage(workspace)) is not None:
             data["problems"].append(problem)
+        data["planned"] = _planned(workspace.settings, data["problems"])
     if as_json:
         print_json(data)
     else:
         _print_status(data, workspace.settings.zone)
+
+
+def _planned(settings: Settings, problems: list[str]) -> list[dict[str, Any]]:
+    """The next time of each planned job. A cron string that is none is a problem: all the rest of the status is as true."""
+    from activeseg.cron import planned
+    from activeseg.db.models.columns import now
+
+    try:
+        found = {name: (cron, next(cron.times(now()))) for name, cron in planned(settings.schedule).items()}
+    except ConfigError as error:
+        problems.append(str(error))
+        return []
+    return [{"job": name, "cron": cron.text, "timezone": cron.zone.key, "next": time} for name, (cron, time) in found.items()]
 
 
 def _print_status(data: dict[str, Any], zone: tzinfo) -> None:
@@ -89,6 +108,8 @@ def _print_status(data: dict[str, Any], zone: tzinfo) -> None:
     for run in data["jobs"]:
         said = f": {run['message']}" if run["message"] else ""
         typer.echo(f"last {run['job']:<7} {run['outcome']} {moment(run['started_at'], zone)}{said}")
+    for job in data["planned"]:
+        typer.echo(f"plan {job['job']:<7} {moment(job['next'], ZoneInfo(job['timezone']))} ({job['cron']})")
     typer.echo(f"disk         {', '.join(f'{kind} {as_size(size)}' for kind, size in data['disk'].items() if size)}")
     for line in data["next"]:
         typer.echo(f"next         {line}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NEXT_TIMES = 3
 RUNS_SHOWN = 20
 
-JobName = Literal["round", "pull", "sync", "score", "push", "train", "report", "gc"]
+JobName = Literal["round", "pull", "sync", "score", "push", "train", "promote", "report", "gc"]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,14 +40,14 @@ def schedule(
 
     `round` (nightly) does what `activeseg round run` does; `pull` (every few minutes) collects annotations and trains when
     enough came in. Both run at once, too, when they are asked for: by `activeseg round request`, or by Label Studio's webhook.
-    `sync`, `score`, `push`, `train`, `report` and `gc` run where [schedule] has a time for them. Ctrl-C or SIGTERM ends it:
-    the running job stops at its next chunk, a second signal kills it.
+    `sync`, `score`, `push`, `train`, `promote`, `report` and `gc` run where [schedule] has a time for them. Ctrl-C or SIGTERM
+    ends it: the running job stops at its next chunk, a second signal kills it.
     """
-    from activeseg.scheduler import Scheduler, loop_jobs, schedule_zone, watcher
+    from activeseg.scheduler import Scheduler, loop_jobs, watcher
 
     with workspace_of(context) as workspace:
         settings = workspace.settings
-        zone = schedule_zone(settings.schedule)
+        zone = settings.zone
         planned = loop_jobs(settings, workspace.database)
         scheduler = Scheduler(
             workspace.database,
@@ -90,13 +90,14 @@ def _cells(one: RunRecord) -> tuple[object, ...]:
 
 
 def _show_plan(planned: list[Job], zone: ZoneInfo, now: datetime, as_json: bool) -> None:
-    plan = [(job.name, job.cron.text, list(islice(job.cron.times(now), NEXT_TIMES))) for job in planned if job.cron]
+    plan = [(job.name, job.cron, list(islice(job.cron.times(now), NEXT_TIMES))) for job in planned if job.cron]
     if as_json:
-        _print_document([{"job": name, "cron": text, "next": times} for name, text, times in plan])
+        fields = [{"job": name, "cron": cron.text, "timezone": cron.zone.key, "next": times} for name, cron, times in plan]
+        _print_document(fields)
         return
-    typer.echo(f"scheduler started, times in {zone.key}; Ctrl-C stops it")
-    for name, text, times in plan:
-        typer.echo(f"  {name:<6} {text:<14} next {', '.join(moment(time, zone) for time in times)}")
+    typer.echo(f"scheduler started, times in {zone.key} where a job names no other; Ctrl-C stops it")
+    for name, cron, times in plan:
+        typer.echo(f"  {name:<7} {cron.text:<14} next {', '.join(moment(time, cron.zone) for time in times)}")
 
 
 def _show(result: JobResult, zone: ZoneInfo, as_json: bool) -> None:

@@ -6,22 +6,34 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from activeseg.config.section import Section, Share
 
 
-class ScheduleSection(Section):
-    """Cron strings (minute hour day month weekday)."""
+def time_zone(name: str) -> ZoneInfo:
+    """The zone of this IANA name. Raises ValueError where there is none."""
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"unknown time zone {name!r}; use an IANA name such as Europe/Berlin") from error
 
-    timezone: str = Field("UTC", description="IANA name")
+
+class ScheduleSection(Section):
+    """Cron strings: minute hour day month weekday, and the job's own time zone if it has one (`0 2 * * * Asia/Tokyo`)."""
+
+    timezone: str = Field("UTC", description="IANA name; that of all jobs whose cron string names no other")
     round: str = Field("0 2 * * *", description="nightly: sync, pull, train if due, score, push")
     pull: str = Field("*/10 * * * *", description="collect annotations; train when enough came in")
     sync: str | None = Field(None, description="look for new images between the nights; unset = only with `round`")
     score: str | None = Field(None, description="score what is new between the nights; unset = only with `round`")
     push: str | None = Field(None, description="send begun rounds between the nights; unset = only with `round`")
     train: str | None = Field(None, description="train if due and promote; unset = only with `round` and `pull`")
+    promote: str | None = Field(
+        None, description="the only time new checkpoints are judged, such as '0 8 * * *'; unset = right after a training"
+    )
     report: str | None = Field(None, description="send the morning report as an alert, such as '0 7 * * *'; unset = never")
     gc: str | None = Field(None, description="remove what [housekeeping] does not keep, such as '0 5 * * 0'; unset = never")
     catch_up_hours: float = Field(
@@ -31,12 +43,7 @@ class ScheduleSection(Section):
     @field_validator("timezone")
     @classmethod
     def _known_timezone(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
-        try:
-            ZoneInfo(value)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {value!r}; use an IANA name such as Europe/Berlin") from error
+        time_zone(value)
         return value
 
 
@@ -65,7 +72,9 @@ class AlertsSection(Section):
     smtp_user: str | None = Field(None, description="to log in with; unset = no login")
     smtp_password: SecretStr | None = Field(None, description="only by ACTIVESEG_ALERTS__SMTP_PASSWORD")
     smtp_password_file: Path | None = Field(None, description="file (mode 0600) with the password")
-    idle_days: float = Field(7.0, ge=0, description="alert when nobody annotated open tasks for this long; 0 = never")
+    idle_days: float = Field(
+        7.0, ge=0, description="alert when nobody annotated open tasks, or there was nothing to do, for this long; 0 = never"
+    )
     repeat_hours: float = Field(
         20.0,
         gt=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -12,6 +13,21 @@ Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(gt=0)]
 # A variable holds text, and pydantic takes no text for a Literal of numbers.
 Stride = Annotated[Literal[4, 8, 16, 32], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)]
+
+
+_HOST = re.compile(r"(\[[^\]@]*\]|[^:@]*)(:\d*)?")
+
+
+def refuse_user(address: str, instead: str) -> None:
+    """Raise ValueError where an address holds a user or password: rows, pages and tasks show it as it is.
+
+    instead: where what lets in belongs.
+    """
+    scheme, found, rest = address.partition("://")
+    # A password may hold signs that nobody wrote as %..: what stands before the first slash is no host and port then.
+    plain = _HOST.fullmatch(re.split(r"[/?#]", rest, maxsplit=1)[0])
+    if found and scheme != "file" and "@" in rest and not plain:
+        raise ValueError(f"expected an address without a user or password in it, because others see it: {instead}")
 
 
 class Section(BaseModel):

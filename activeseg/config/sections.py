@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from activeseg.config.budget import Budget
 from activeseg.config.recipes import RECIPES
-from activeseg.config.section import Pixels, Positive, Section, Share, Stride
+from activeseg.config.section import Pixels, Positive, Section, Share, Stride, refuse_user
 from activeseg.config.strategies import Strategy
 
 
@@ -40,6 +40,12 @@ class PoolSection(Section):
         description="when training and scoring decode an image in a process of its own: first (once, when it is registered) or "
         "always",
     )
+
+    @field_validator("images")
+    @classmethod
+    def _nothing_secret_in_it(cls, value: str) -> str:
+        refuse_user(value, "credentials come from the object store's own environment variables")
+        return value
 
 
 class LabelsSection(Section):
@@ -325,6 +331,15 @@ class LabelStudioSection(Section):
     def _whole_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected an address that begins with http:// or https://")
+        return value
+
+    @field_validator("url", "webhook_url", "link")
+    @classmethod
+    def _nothing_secret_in_it(cls, value: str | None) -> str | None:
+        if value is not None:
+            refuse_user(
+                value, "the token goes into token_file or ACTIVESEG_LABELSTUDIO__TOKEN, the webhook's secret into its own"
+            )
         return value
 
     @model_validator(mode="after")

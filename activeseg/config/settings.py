@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from contextlib import suppress
 from functools import cached_property
@@ -52,6 +53,7 @@ SECRETS = (
 """Keys that come from the environment or from a file of their own, never from activeseg.toml."""
 _WEBHOOK_SECRET_FILE = Path(".activeseg-webhook-secret")
 _SECRET_KEYS = frozenset(key for _, key in SECRETS)
+_USER = re.compile(r"(?s):.*@")
 
 
 class Settings(BaseSettings):
@@ -234,8 +236,9 @@ def _first_problem(error: ValidationError, file: Path) -> str:
         return f"{source}: unknown key {where}; see docs/configuration.md for the known ones"
     if problem["type"] == "model_type":
         return f"{source}: {where}: expected a table, [{where}] and its keys"
-    # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one.
-    shown = keys and keys[0] not in _SECRET_KEYS and not isinstance(problem.get("input"), dict)
+    # What came may be a secret: never shown for tokens, nor for whole tables, which may hold one, nor what has a user's part.
+    given = problem.get("input")
+    shown = keys and keys[0] not in _SECRET_KEYS and not isinstance(given, dict) and not _USER.search(str(given))
     message = problem["msg"].removeprefix("Value error, ")
     told = message.endswith(f"got {problem.get('input')!r}")
     came = f" (got {problem.get('input')!r})" if shown and not told else ""

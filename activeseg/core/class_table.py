@@ -46,9 +46,11 @@ def class_table(prediction: Mask | None, annotation: Mask | None, label_set: Lab
         for index in range(len(label_set.names))
     ]
     there = [row for row in rows if row.predicted or row.annotated]
-    return sorted(
-        there, key=lambda row: (-1 if row.iou is None else row.iou, row.predicted or row.annotated or 0), reverse=True
-    )
+    return sorted(there, key=_rank, reverse=True)
+
+
+def _rank(row: ClassRow) -> tuple[float, float]:
+    return (-1.0 if row.iou is None else row.iou, max(row.predicted or 0.0, row.annotated or 0.0))
 
 
 def _shares(mask: Mask, label_set: LabelSet) -> npt.NDArray[np.float64]:

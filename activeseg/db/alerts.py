@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config.masking import masked
-from activeseg.db.models import Alert, Annotation, AnnotationSource, Query, QueryStatus, Round
+from activeseg.db import rounds
+from activeseg.db.models import Alert, Annotation, AnnotationSource, Image, Query, QueryStatus, Round, RoundStatus
 from activeseg.db.models.columns import now
 
 
@@ -25,8 +26,9 @@ class AlertKind(StrEnum):
     FAILURE = "failure"
     """a job failed or was abandoned"""
     RECOVERY = "recovery"
-    """a job that was told to fail works again"""
+    """a job that was told to fail works again, or there is something to do again"""
     IDLE = "idle"
+    """open tasks that nobody annotates, or nothing to do"""
     DRIFT = "drift"
     REPORT = "report"
     TEST = "test"
@@ -125,6 +127,20 @@ def state(row: Alert, at: datetime) -> Literal["sent", "waiting", "given up", "n
     if row.kind == AlertKind.TEST:
         return "not sent"
     return "given up" if given_up(row, at) else "waiting"
+
+
+def nothing_to_do_since(session: Session) -> datetime | None:
+    """Since when no image came, no round began or ended and nothing was annotated; None where a task is open, a round is
+    begun or nothing ever happened. Whether images are left to ask about is for the caller to ask: it may take longer."""
+    if rounds.open_tasks(session) or rounds.unfinished(session, RoundStatus.OPEN, RoundStatus.SELECTED):
+        return None
+    happened = (
+        sa.select(Image.created_at).order_by(Image.id.desc()).limit(1),
+        sa.select(sa.func.max(Annotation.received_at)),
+        sa.select(sa.func.max(Round.opened_at)),
+        sa.select(sa.func.max(Round.closed_at)),
+    )
+    return max((when for one in happened if (when := session.scalar(one)) is not None), default=None)
 
 
 def idle_since(session: Session) -> tuple[datetime, int] | None:

@@ -161,7 +161,7 @@ def interrupted_training(session: Session) -> TrainingRun | None:
 
 
 def resumable(session: Session) -> TrainingRun | None:
-    """The youngest run, where it failed: after a file was put back it may go on from its saved state."""
+    """The youngest run, where it failed: if it left its saved state it may go on from there."""
     last = session.scalar(sa.select(TrainingRun).order_by(TrainingRun.id.desc()).limit(1))
     return last if last is not None and last.status == TrainingStatus.FAILED else None
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from activeseg.errors import ConfigError, NoRoomError, SchemaError
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The Alembic revision this version works with; a test compares it with the head of `migrations/`."""
 
 BUSY_SECONDS = 30

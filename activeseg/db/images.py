@@ -53,7 +53,7 @@ class KnownFile:
     """What is recorded of one content of a file.
 
     decodes: it once could be decoded; limited: it was set aside by a limit in [pool], or for want of memory; stamp: as the
-    storage gave it; group: its clip or site.
+    storage gave it.
     """
 
     id: int
@@ -64,13 +64,12 @@ class KnownFile:
     status: ImageStatus
     decodes: bool
     limited: bool
-    group: str | None
 
 
 def known_files(session: Session, uris: Sequence[str]) -> dict[str, list[KnownFile]]:
     """All rows of these files, every content they ever had; without the cost of whole Image objects."""
     limited = sa.func.coalesce(sa.or_(*(Image.reason.contains(part, autoescape=True) for part in _LIMITED)), sa.false())
-    state = (Image.stamp, Image.status, Image.width.is_not(None), limited, Image.group_name)
+    state = (Image.stamp, Image.status, Image.width.is_not(None), limited)
     columns = (Image.id, Image.uri, Image.sha256, Image.size_bytes, *state)
     rows: dict[str, list[KnownFile]] = {}
     for block in blocks(uris):
@@ -91,7 +90,8 @@ def present(session: Session, prefix: str) -> Iterator[int]:
     """
     elsewhere = sa.and_(Image.split == Split.POOL, Image.id.not_in(_LABELLED))
     statement = sa.select(Image.id).where(
-        sa.or_(Image.uri.startswith(prefix, autoescape=True), elsewhere),
+        # LIKE takes Street for street on SQLite.
+        sa.or_(sa.func.substr(Image.uri, 1, len(prefix)) == prefix, elsewhere),
         Image.status.in_([ImageStatus.ACTIVE, ImageStatus.QUARANTINED]),
     )
     yield from session.scalars(statement.execution_options(yield_per=10_000))

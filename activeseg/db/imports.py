@@ -67,8 +67,8 @@ def take(
         image = add_image(session, _row(file, split))
     elif split is not None and split != Split.POOL:
         move(session, image, split)
-    if image.status == ImageStatus.MISSING:
-        image.status = ImageStatus.ACTIVE  # its bytes were just read
+    if image.status != ImageStatus.ACTIVE:
+        _revive(session, image)
     if file.group is not None and image.group_name is None:
         image.group_name = file.group
     if reason is None:
@@ -117,6 +117,13 @@ def add_image(session: Session, image: Image) -> Image:
     session.add(image)
     session.flush()
     return image
+
+
+def _revive(session: Session, image: Image) -> None:
+    """Its bytes were just read: it is there, and what else the same file held is not."""
+    others = [row for row in images.by_uri(session, [image.uri]).get(image.uri, []) if row.status == ImageStatus.ACTIVE]
+    images.retire(session, [row.id for row in others], ImageStatus.SUPERSEDED)
+    image.status, image.reason = ImageStatus.ACTIVE, None
 
 
 def move(session: Session, image: Image, split: Split) -> None:

@@ -2,6 +2,10 @@
 
 While a run is on, its process renews `beat_at`. One that was not heard of for its time to live is abandoned, whatever its
 row says: readers tell it so, and a scheduler's next look writes it down. All of that is on the database's clock.
+
+That clock may have run ahead and been put right, and a host's may run ahead of it. So a time of the database that lies in its
+future is none: such a beat counts as silence, and such a claim was made now, at the latest. A claim made long before its
+planned time gives way to one at that time: a night that a wrong clock had begun is not lost to the right one.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -31,6 +35,9 @@ kill it all night."""
 
 RECENT = 1000
 """Runs among which those that are on, or ended a moment ago, are looked for every second."""
+
+EARLY = timedelta(hours=1)
+"""A claim made so long before its planned time is no claim of it. One made less early is: the job has just run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +75,17 @@ def claim_slot(session: Session, job: str, planned_at: datetime, *, at: datetime
 
 
 def take_slot(session: Session, job: str, planned_at: datetime, *, at: datetime) -> bool:
-    """Insert a slot's row; whether it was not there."""
+    """Insert a slot's row, or renew one that was claimed EARLY; whether it is ours now. at: by this host's clock."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    slot = {"job": job, "planned_at": planned_at, "claimed_at": at}
-    claim = insert(ScheduleSlot).values(slot).on_conflict_do_nothing().returning(ScheduleSlot.job)
-    return session.scalar(claim) is not None
+    claimed_at = min(at, _now(session))  # so that a time in the future was written before the database's clock was put back
+    claim = insert(ScheduleSlot).values(job=job, planned_at=planned_at, claimed_at=claimed_at)
+    if claimed_at >= planned_at - EARLY:
+        key = [ScheduleSlot.job, ScheduleSlot.planned_at]
+        was_early = ScheduleSlot.claimed_at < planned_at - EARLY
+        claim = claim.on_conflict_do_update(index_elements=key, set_={"claimed_at": claimed_at}, where=was_early)
+    else:
+        claim = claim.on_conflict_do_nothing()
+    return session.scalar(claim.returning(ScheduleSlot.job)) is not None
 
 
 def plan_from(session: Session, job: str, *, at: datetime) -> bool:
@@ -80,7 +93,7 @@ def plan_from(session: Session, job: str, *, at: datetime) -> bool:
 
     A slot that nothing runs in stands for it: times before it were never missed, times after it are.
     """
-    if session.scalar(sa.select(sa.exists().where(ScheduleSlot.job == job))):
+    if session.scalar(sa.select(sa.exists().where(ScheduleSlot.job == job, ScheduleSlot.planned_at <= at))):
         return False
     return take_slot(session, job, at, at=at)
 
@@ -120,18 +133,34 @@ def end_run(session: Session, run_id: int, outcome: JobOutcome, message: str, *,
 
 
 def has_dead(session: Session, *, ttl: float = TTL_SECONDS) -> bool:
-    """Whether a run recorded as running was not heard of for `ttl` seconds."""
-    return session.scalar(_dead(session, ttl).with_only_columns(JobRun.id).limit(1)) is not None
+    """Whether `abandon_dead` finds something to do."""
+    dead = _dead(session, ttl).with_only_columns(JobRun.id)
+    ahead = sa.select(JobRun.id).where(_recent(), _ahead(session, ttl))
+    return session.scalar(dead.union_all(ahead).limit(1)) is not None
 
 
 def abandon_dead(session: Session, *, at: datetime, ttl: float = TTL_SECONDS) -> list[JobRun]:
     """Mark runs that were not heard of for `ttl` seconds as abandoned; returns them, oldest first. Each is returned once,
-    however many look."""
+    however many look.
+
+    Where the database's clock was put back, the beats and claims that it left in the future come to the present: only until
+    that future is here can they be told from others.
+    """
     dead = list(session.scalars(_dead(session, ttl).order_by(JobRun.id).with_for_update()))
     for row in dead:
         row.outcome, row.ended_at = JobOutcome.ABANDONED, at
         row.message = f"process {row.pid} on {row.host} was not heard of any more in the middle of it"
+    if session.scalar(sa.select(JobRun.id).where(_recent(), _ahead(session, ttl)).limit(1)) is not None:
+        _bring_to_present(session, ttl)
     return dead
+
+
+def _bring_to_present(session: Session, ttl: float) -> None:
+    moment = _now(session)
+    claimed = sa.update(ScheduleSlot).where(ScheduleSlot.claimed_at > moment + timedelta(seconds=ttl))
+    beaten = sa.update(JobRun).where(_ahead(session, ttl))
+    for change in (claimed.values(claimed_at=moment), beaten.values(beat_at=_clock(session))):
+        session.execute(change, execution_options={"synchronize_session": False})
 
 
 def may_go_on(session: Session, job: str) -> bool:
@@ -186,9 +215,21 @@ def _record(row: JobRun, asked_by: str | None, *, dead: bool) -> RunRecord:
 
 
 def _dead(session: Session, ttl: float) -> sa.Select[JobRun]:
-    recent = sa.select(sa.func.max(JobRun.id) - RECENT).scalar_subquery()
-    unheard = sa.or_(JobRun.beat_at.is_(None), JobRun.beat_at < _clock(session) - ttl)
-    return sa.select(JobRun).where(JobRun.id > recent, JobRun.outcome == JobOutcome.RUNNING, unheard)
+    unheard = sa.or_(JobRun.beat_at.is_(None), JobRun.beat_at < _clock(session) - ttl, _ahead(session, ttl))
+    return sa.select(JobRun).where(_recent(), JobRun.outcome == JobOutcome.RUNNING, unheard)
+
+
+def _recent() -> sa.ColumnElement[bool]:
+    return JobRun.id > sa.select(sa.func.max(JobRun.id) - RECENT).scalar_subquery()
+
+
+def _ahead(session: Session, ttl: float) -> sa.ColumnElement[bool]:
+    """Beats before the clock was put back, by more than a beat may be old as well."""
+    return JobRun.beat_at > _clock(session) + ttl
+
+
+def _now(session: Session) -> datetime:
+    return datetime.fromtimestamp(float(session.execute(sa.select(_clock(session))).scalar_one()), UTC)
 
 
 def _clock(session: Session) -> sa.ColumnElement[float]:

@@ -63,12 +63,18 @@ def others_with_open_tasks(session: Session, labeling_project_id: int) -> list[L
     return list(session.scalars(statement.order_by(LabelingProject.id)))
 
 
-def store_prediction(session: Session, prediction: Prediction) -> Prediction:
-    """Insert a prediction, or return the one of the same image and source, with the entropy map where it had lost that."""
+def store_prediction(session: Session, prediction: Prediction, *, anew: bool = False) -> Prediction:
+    """Insert a prediction, or return the one of the same image and source, with the entropy map where it had lost that.
+
+    anew: with the mask and map of this one, because the file of its own is damaged. A GPU may draw it a little otherwise.
+    """
     statement = sa.select(Prediction).where(Prediction.image_id == prediction.image_id, Prediction.source == prediction.source)
     found = session.scalar(statement)
     if found is not None:
         found.entropy_location = found.entropy_location or prediction.entropy_location
+        if anew:
+            found.mask_location, found.mask_sha256 = prediction.mask_location, prediction.mask_sha256
+            found.entropy_location = prediction.entropy_location
         return found
     session.add(prediction)
     session.flush()

@@ -1,5 +1,8 @@
 """The lease: one process acts at a time. Time is the database's clock, so hosts need not agree on theirs.
 
+That clock may have run ahead and been put right: a lease that would live on for more than twice its time was taken or renewed
+before, and counts as run out. A holder that lives is told so by its next write.
+
 A holder that was paused past its expiry finds a larger token in the row: its next write transaction raises LeaseError
 (`Database.fence`), so nothing it still believes can reach the tables.
 
@@ -92,13 +95,13 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
     statement = sa.text(
         f"""INSERT INTO leases (name, holder, token, expires_at) VALUES (:name, :holder, 1, {clock} + :ttl)
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = leases.token + 1, expires_at = excluded.expires_at
-        WHERE leases.expires_at < {clock} RETURNING token"""
+        WHERE leases.expires_at < {clock} OR leases.expires_at > {clock} + :too_long RETURNING token"""
     )
     until = time.monotonic() + ttl + 2 * LOCK_SECONDS
     while (token := _taken(database, name, statement, holder, ttl)) is None:
         with database.read() as session:
             other = session.get(Lease, name)
-            free = _is_expired(session, name)
+            free = session.scalar(sa.select(Lease.name).where(Lease.name == name, ~_lives(session, ttl))) is not None
         who = other.holder if other else "unknown"
         if not free:
             raise LeaseError(f"another process is at work on this database ({who}); try again later")
@@ -120,7 +123,8 @@ def _taken(database: Database, name: str, statement: sa.TextClause, holder: str,
                 allowed = sa.select(sa.func.pg_try_advisory_xact_lock_shared(_LOCKS, _number(name)))
                 if not connection.scalar(allowed):
                     raise LeaseError(_RESTORING)
-            token: int | None = connection.scalar(statement, {"name": name, "holder": holder, "ttl": ttl})
+            values = {"name": name, "holder": holder, "ttl": ttl, "too_long": _too_long(ttl)}
+            token: int | None = connection.scalar(statement, values)
             return token
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
@@ -146,9 +150,14 @@ def _short(database: Database, ttl: float) -> Iterator[sa.Connection]:
         yield connection
 
 
-def _is_expired(session: Session, name: str) -> bool:
+def _lives(session: Session, ttl: float = TTL_SECONDS) -> sa.ColumnElement[bool]:
     clock = sa.literal_column(CLOCK[session.get_bind().dialect.name], sa.Double)
-    return bool(session.scalar(sa.select(sa.exists().where(Lease.name == name, Lease.expires_at < clock))))
+    return Lease.expires_at.between(clock, clock + _too_long(ttl))
+
+
+def _too_long(ttl: float) -> float:
+    """More seconds than any lease has left, also after the clock was put back a little; whose ttl it was is not known."""
+    return 2 * max(ttl, TTL_SECONDS)
 
 
 def _end_paused(database: Database, name: str, ttl: float) -> None:
@@ -201,9 +210,7 @@ def barred(database: Database, names: Sequence[str]) -> Iterator[None]:
 
 def is_held(session: Session, name: str = LOOP) -> bool:
     """Whether a process holds the lease now, as far as can be seen from here; `acquire` decides."""
-    dialect = session.get_bind().dialect.name
-    clock = sa.literal_column(CLOCK[dialect], sa.Double)
-    holder = session.scalar(sa.select(Lease.holder).where(Lease.name == name, Lease.expires_at >= clock))
+    holder = session.scalar(sa.select(Lease.holder).where(Lease.name == name, _lives(session)))
     return holder is not None and not is_gone(holder)
 
 

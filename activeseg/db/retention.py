@@ -37,8 +37,13 @@ class Done:
     does not.
     """
 
-    rows: frozenset[int]
-    maps: frozenset[int]
+    rows: frozenset[int] = frozenset()
+    maps: frozenset[int] = frozenset()
+
+    def parts(self, size: int) -> Iterator[Done]:
+        """The same in handfuls of at most `size`."""
+        yield from (Done(rows=frozenset(block)) for block in blocks(sorted(self.rows), size))
+        yield from (Done(maps=frozenset(block)) for block in blocks(sorted(self.maps), size))
 
 
 def identity(session: Session) -> str | None:
@@ -98,11 +103,12 @@ def done_predictions(session: Session, *, before: datetime) -> Done:
 
 
 def forget_predictions(session: Session, done: Done) -> None:
-    """Let go of them. Where one is needed again it is drawn again (`labeling.drawn`)."""
-    for block in blocks(sorted(done.rows)):
-        session.execute(sa.delete(Prediction).where(Prediction.id.in_(block)))
-    for block in blocks(sorted(done.maps)):
-        session.execute(sa.update(Prediction).where(Prediction.id.in_(block)).values(entropy_location=None))
+    """Let go of them, a handful in one transaction (`Done.parts`). Where one is needed again it is drawn again
+    (`labeling.drawn`)."""
+    if done.rows:
+        session.execute(sa.delete(Prediction).where(Prediction.id.in_(done.rows)))
+    if done.maps:
+        session.execute(sa.update(Prediction).where(Prediction.id.in_(done.maps)).values(entropy_location=None))
 
 
 def named_files(session: Session, done: Done | None = None) -> set[str]:

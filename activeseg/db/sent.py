@@ -152,12 +152,10 @@ def _free(session: Session, labeling_project_id: int, numbers: Sequence[int]) ->
 def _wait(session: Session, query_ids: Sequence[int], status: QueryStatus) -> None:
     """Queries of this status wait for annotators; their rounds too, where they count as answered."""
     for block in blocks(query_ids):
-        statement = sa.select(Query, Round).join(Round, Round.id == Query.round_id).where(Query.id.in_(block))
-        for query, round_row in session.execute(statement.where(Query.status == status)).all():
+        for query in session.scalars(sa.select(Query).where(Query.id.in_(block), Query.status == status)).all():
             query.status = QueryStatus.PUSHED
-            if round_row.status == RoundStatus.CLOSED:
-                round_row.status, round_row.closed_at = RoundStatus.PUSHED, None
-    session.flush()
+        session.flush()
+        truth.reopen_rounds(session, block)
 
 
 def give_up(session: Session, labeling_project_id: int, keys: Iterable[str]) -> int:

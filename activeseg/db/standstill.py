@@ -1,4 +1,4 @@
-"""Why no round can be opened."""
+"""Why no round can be opened, and why a checkpoint is not judged yet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import candidates, drift, images, rounds
+from activeseg.db import candidates, checkpoints, drift, images, rounds
 from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Split
 from activeseg.wording import counted
 
@@ -17,7 +17,20 @@ _LOOKED_INTO = 1000
 
 
 def why_no_round(session: Session, settings: Settings) -> str:
-    """The reason that holds, and what to do. Ask where no round could be opened."""
+    """The reason that holds, what to do, and which checkpoints wait meanwhile. Ask where no round could be opened."""
+    waits = why_undecided(session, settings)
+    return _reason(session, settings) + ("" if waits is None else f"; {waits}")
+
+
+def why_undecided(session: Session, settings: Settings) -> str | None:
+    """Which checkpoints wait for the planned `promote`; None where none does, or where they are judged after training."""
+    if (planned := settings.schedule.promote) is None or not (waiting := checkpoints.undecided(session)):
+        return None
+    names, verb = [row.model_version for row in waiting], "waits" if len(waiting) == 1 else "wait"
+    return f'{", ".join(names)} {verb} for `promote` ([schedule] promote = "{planned}"; `activeseg promote` judges at once)'
+
+
+def _reason(session: Session, settings: Settings) -> str:
     if (held := drift.held(session, settings.drift, "push")) is not None:
         return f"a new round {held}"
     open_tasks, limit = rounds.open_tasks(session), settings.selection.max_open_tasks

@@ -16,6 +16,7 @@ from activeseg.db import (
     candidates,
     checkpoints,
     drift,
+    groups,
     images,
     jobs,
     quarantine,
@@ -35,7 +36,7 @@ from activeseg.db.models import (
 )
 from activeseg.db.models.columns import now
 from activeseg.db.rankings import latest_scoring_config
-from activeseg.db.standstill import why_empty, why_no_round
+from activeseg.db.standstill import why_empty, why_no_round, why_undecided
 from activeseg.wording import counted, moment
 
 ROUNDS_SHOWN = 10
@@ -63,6 +64,7 @@ def read_status(session: Session, settings: Settings) -> dict[str, Any]:
             *_problems(session),
             *_cut_short(last, settings.zone, told={row.error for row in rounds.stopped(session)}),
             *_drift(session, settings),
+            *_groups(session),
             *_alerts(session),
             *_rubber_stamps(people, settings.labelstudio.rubber_stamp_seconds),
         ],
@@ -131,6 +133,8 @@ def _next(session: Session, settings: Settings) -> list[str]:
         left = candidates.has_candidates(session, None) and not drift.held(session, settings.drift, "push")
         opens = "`activeseg round run`, or the scheduler's next one, opens a round"
         lines.append(opens if left else why_no_round(session, settings))
+    if (waits := why_undecided(session, settings)) is not None and not any(waits in line for line in lines):
+        lines.append(waits)
     return lines
 
 
@@ -169,6 +173,12 @@ def _cut_short(last: list[jobs.RunRecord], zone: tzinfo, *, told: set[str | None
 def _drift(session: Session, settings: Settings) -> list[str]:
     told = drift.problem(session, settings.drift)
     return [told] if told else []
+
+
+def _groups(session: Session) -> list[str]:
+    """Clips and sites that leak: a person imported them into both splits, or their names came after the splits."""
+    told = groups.told_in_both(session)
+    return [f"{groups.IN_BOTH}: {told}; figures on the validation split flatter the model"] if told else []
 
 
 def _alerts(session: Session) -> list[str]:

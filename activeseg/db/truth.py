@@ -18,6 +18,8 @@ from activeseg.db.models import (
     ImageStatus,
     Query,
     QueryStatus,
+    Round,
+    RoundStatus,
     Split,
     TrainingRun,
     TrainingRunAnnotation,
@@ -118,7 +120,10 @@ def _reopen_votes(session: Session, image_ids: set[int]) -> None:
 
 
 def refresh_queries(session: Session, query_ids: Iterable[int]) -> None:
-    """Set the status of queries, unless withdrawn, from the newest version of each of their annotations."""
+    """Set the status of queries, unless withdrawn, from the newest version of each of their annotations.
+
+    Where that leaves one without an answer, its round is open again, too.
+    """
     for block in blocks(sorted(set(query_ids))):
         statuses: dict[int, set[AnnotationStatus]] = {}
         for row in _newest(session, Annotation.query_id.in_(block)):
@@ -126,6 +131,15 @@ def refresh_queries(session: Session, query_ids: Iterable[int]) -> None:
         for query in session.scalars(sa.select(Query).where(Query.id.in_(block))):
             if query.status != QueryStatus.WITHDRAWN:
                 query.status = _answer(statuses.get(query.id, set()))
+        session.flush()
+        reopen_rounds(session, block)
+
+
+def reopen_rounds(session: Session, query_ids: Sequence[int]) -> None:
+    """Rounds that count as answered though one of these queries waits for annotators."""
+    waits = sa.exists().where(Query.round_id == Round.id, Query.id.in_(query_ids), Query.status == QueryStatus.PUSHED)
+    for row in session.scalars(sa.select(Round).where(Round.status == RoundStatus.CLOSED, waits)):
+        row.status, row.closed_at = RoundStatus.PUSHED, None
     session.flush()
 
 

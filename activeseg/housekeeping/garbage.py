@@ -1,7 +1,7 @@
 """Files of the artifacts folder that nothing needs any more, found and removed.
 
     tables     under the lease: which predictions are done with, which checkpoints stay, what rows name
-    forget     done predictions go from the tables, if nobody had the lease meanwhile; old records of runs go in small groups
+    forget     done predictions and old records of runs go from the tables in small groups, if nobody had the lease meanwhile
     folders    what lies there and no row needs, unless it was stored within a day
     remove     in small groups, each in a transaction that holds the lease: nobody takes over, or rolls back, in between
 
@@ -132,9 +132,11 @@ def _read_tables(workspace: Workspace, moment: float, *, forget: bool) -> Tables
         named = retention.named_files(session, done)
         tables = _tables(session, rules, today, named, all_named - named)
     if forget:
-        # Nobody had the lease since these were read, or this is refused: they are done with still.
-        with workspace.database.write() as session:
-            retention.forget_predictions(session, done)
+        # Nobody had the lease since these were read, or this is refused: they are done with still. In handfuls: others may
+        # write in between. Files go after all of them, so that no row ever names a file that is gone.
+        for part in done.parts(ROWS):
+            with workspace.database.write() as session:
+                retention.forget_predictions(session, part)
         _forget_runs(workspace, tables.old)
     return tables
 

@@ -26,6 +26,7 @@ from activeseg.errors import (
     LabelStudioUnauthorized,
     LabelStudioUnreachable,
 )
+from activeseg.labelstudio import deadline
 
 TokenKind = Literal["personal", "legacy"]
 Params = Mapping[str, str | int | bool | Sequence[int]]
@@ -34,7 +35,7 @@ _ACCESS_SECONDS = 240.0
 # Nothing was sent, so nothing can have been created.
 UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 DOWNLOAD_SECONDS = 300.0
-"""For a whole file: the timeout of a request begins anew with each part that comes."""
+"""For a whole file once its headers came: the timeout of a step begins anew with each part."""
 _REFRESH = "/api/token/refresh/"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -239,15 +240,21 @@ class _Connections(httpx.Client):
 
     A server or gateway may end an idle connection at the very moment a request goes out on it. Nobody can tell that from an
     answer that was lost, so what must not be sent twice has no business there.
+
+    timeout: seconds of each step; the whole of a request has its own limit (`labelstudio.deadline`).
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._unused = httpx.Client(**options, limits=httpx.Limits(max_keepalive_connections=0))
+    def __init__(self, *, timeout: float, **options: Any) -> None:
+        super().__init__(timeout=timeout, **options)
+        self._unused = httpx.Client(timeout=timeout, **options, limits=httpx.Limits(max_keepalive_connections=0))
+        self._step = timeout
+        for client in (self, self._unused):
+            deadline.watch(client)
 
     def send(self, request: httpx.Request, **how: Any) -> httpx.Response:
         """The answer to a request, as httpx gives it."""
-        return self._unused.send(request, **how) if request.method == "POST" else super().send(request, **how)
+        with deadline.within(self._step):
+            return self._unused.send(request, **how) if request.method == "POST" else super().send(request, **how)
 
     def close(self) -> None:
         """Close all connections."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from activeseg import __version__
 from activeseg.config import TrainingSection
-from activeseg.errors import ConfigError, NotReadyError
+from activeseg.errors import DivergedError, NotReadyError
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.crops import Batch, draw_step
 from activeseg.nn.data import LabeledImage, Samples, UnlabeledImage, UnlabeledSamples, to_input
@@ -88,7 +88,7 @@ def fit(
     Without `validation` there are no looks, and the last weights are kept. unlabelled: what pseudo-labels are made of, where
     config asks for them; an image that cannot be read is left out and told in the log.
 
-    Raises NotReadyError without images, ConfigError where training diverges, and, before the first step, the error of an
+    Raises NotReadyError without images, DivergedError where training diverges, and, before the first step, the error of an
     image or mask that cannot be read or does not fit.
     """
     if not images:
@@ -240,7 +240,7 @@ def _lr_factor(step: int, steps: int, config: TrainingSection) -> float:
 
 
 def _descend(progress: Progress, losses: Iterable[Tensor], config: TrainingSection) -> float:
-    """One step down the sum of the losses, which is returned. Raises ConfigError where it or the gradient is not finite."""
+    """One step down the sum of the losses, which is returned. Raises DivergedError where it or the gradient is not finite."""
     progress.optimizer.zero_grad()
     total = torch.zeros(())
     for loss in losses:
@@ -267,8 +267,8 @@ def _require_finite(module: nn.Module, step: int, config: TrainingSection) -> No
         raise _diverged(step, "its weights are not finite", config)
 
 
-def _diverged(step: int, signs: str, config: TrainingSection) -> ConfigError:
-    return ConfigError(
+def _diverged(step: int, signs: str, config: TrainingSection) -> DivergedError:
+    return DivergedError(
         f"training diverged at step {step} ({signs}): lower [training] learning_rate (now {config.learning_rate}) or start "
         "from other weights"
     )

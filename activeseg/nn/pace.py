@@ -51,6 +51,11 @@ class Pace:
                     return
             yield item
 
+    @property
+    def described(self) -> str:
+        """'decode 3%, device 95%, database 0%': shares of the time so far."""
+        return ", ".join(f"{what} {self.share(what):.0%}" for what in self.waited)
+
     def share(self, what: Waited) -> float:
         """Share of the time since the start, 0 to 1."""
         return min(1.0, self.waited[what] / max(time.monotonic() - self.started, 1e-9))

@@ -158,7 +158,8 @@ class _Member:
 
 
 def _share_of(options: Mapping[str, Any], devices: Sequence[torch.device], device: torch.device) -> dict[str, Any]:
-    """The options of one of the processes: together they read with as many threads as one would, and no fewer than that."""
+    """The options of one of the processes. Where no `readers` are asked for, together they read with as many as one would,
+    but each with FEWEST_READERS at least."""
     readers = options.get("readers") or max(FEWEST_READERS, default_readers() // len(devices))
     # Several on one CPU would each take all of its cores.
     threads = max(1, torch.get_num_threads() // devices.count(device)) if device.type == "cpu" else torch.get_num_threads()
@@ -180,7 +181,8 @@ def _gather(pace: Pace, told: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _work(connection: Connection, device: str, prepare: Prepare, options: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the caller whom Ctrl-C is meant for
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, or a service manager's to all: it is the caller who is meant
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(options.pop("threads"))
     try:
         try:

@@ -8,13 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 from activeseg import tracing
-from activeseg.config import ScheduleSection, Settings
-from activeseg.cron import Cron
+from activeseg.config import Settings
+from activeseg.cron import Cron, planned
 from activeseg.db import lease
-from activeseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from activeseg.db.database import Database
@@ -58,12 +56,10 @@ def loop_jobs(settings: Settings, database: Database | None = None) -> list[Job]
     database: that of the settings, on whose engine they all work; None: each run opens one of its own. What the next run of
     a job would do as well is not made up: only the night, and what comes once a day or a week.
     """
-    section = settings.schedule
-    zone = schedule_zone(section)
+    times = planned(settings.schedule)
 
     def job(name: str, run: Callable[[CheckStop], str], **how: Any) -> Job:
-        text: str | None = getattr(section, name)
-        return Job(name, None if text is None else Cron(text, zone, key=name), run, **how)
+        return Job(name, times.get(name), run, **how)
 
     def works(work: Work) -> Callable[[CheckStop], str]:
         return partial(_work, settings, database, work)
@@ -75,19 +71,10 @@ def loop_jobs(settings: Settings, database: Database | None = None) -> list[Job]
         job("score", works(_score)),
         job("push", works(_push)),
         job("train", works(_train), catches_up=True),
+        job("promote", works(_promote), catches_up=True),
         job("report", partial(_report, settings, database), catches_up=True, leases=()),
         job("gc", works(_collect_garbage), catches_up=True, leases=(lease.LOOP, lease.FILES)),
     ]
-
-
-def schedule_zone(section: ScheduleSection) -> ZoneInfo:
-    """The time zone of [schedule]. Raises ConfigError where it is unknown."""
-    try:
-        return ZoneInfo(section.timezone)
-    except (KeyError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"[schedule] timezone: expected an IANA name such as Europe/Berlin, got {section.timezone!r}"
-        ) from error
 
 
 def watcher(settings: Settings, database: Database) -> Callable[[str | None, str | None, str | None], None]:
@@ -152,6 +139,12 @@ def _train(workspace: Workspace, client: LabelStudioClient | None, listener: Lis
     return train_if_due(workspace, client, listener=listener)
 
 
+def _promote(workspace: Workspace, client: LabelStudioClient | None, listener: Listener) -> Sequence[StageReport]:
+    from activeseg.loop import promote_waiting
+
+    return promote_waiting(workspace, client, listener=listener)
+
+
 def _collect_garbage(workspace: Workspace, client: LabelStudioClient | None, listener: Listener) -> Sequence[StageReport]:
     from activeseg.housekeeping import collect_garbage
 
@@ -192,11 +185,11 @@ def _stopping_listener(check_stop: CheckStop) -> Listener:
         tracing.stage_span(done)
         check_stop()
 
-    return Listener(report=report, progress=lambda stage, done, planned: check_stop())
+    return Listener(report=report, progress=lambda stage, done, planned, note: check_stop())
 
 
 def _sentence(reports: Sequence[StageReport]) -> str:
-    """'pull 3, train 1, push 12 (1 failed)'; stages that changed nothing are left out, but for those that [drift] holds."""
+    """'pull 3, train 1, push 12 (1 failed)'; stages that changed nothing are left out, but for those that are held."""
     parts = [
         f"{report.stage} {report.written}" + (f" ({report.failed} failed)" if report.failed else "")
         for report in reports

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from activeseg.core.labels import Mask
-from activeseg.db import imports
+from activeseg.db import groups, imports
 from activeseg.db.models import Split
 from activeseg.errors import DataError, NotReadyError
 from activeseg.imaging.decode import ImageInfo
@@ -51,10 +51,13 @@ def import_dataset(
     the loop assigns one. Importing the same pair again writes nothing; a changed mask is a new version that counts from
     then on. A pair that does not fit (unreadable image, mask missing, of another size or with unknown values) is left
     out, counted as failed and listed with its reason in the report; a bad image also gets its quarantine row.
+    Images get the group (clip, site) that [pool] group_pattern finds in their path, also those imported earlier that have
+    none. The report tells of groups that are in training and validation then: the split is the caller's word.
     Raises ConfigError where a folder (also that of a class) is missing, is that of no class or is laid out for the other
     [labels] overlap, NotReadyError where there is not one image, or not one with a mask.
     """
     started = time.monotonic()
+    group = groups.group_reader(workspace.settings.pool.group_pattern)
     masks = MaskFiles(mask_folder, workspace.label_set, workspace.settings.pool.max_pixels)
     known, source = masks.files, open_source(image_folder)
     counts, problems, passed_over = Counter[str](), {}, 0
@@ -64,7 +67,7 @@ def import_dataset(
             continue  # an answer to some of the open queries says nothing about other images
         try:
             pair = _read_pair(workspace, source, file, masks)
-            counts[_store(workspace, pair, split, annotator)] += 1
+            counts[_store(workspace, pair, group(pair.uri), split, annotator)] += 1
         except DataError as error:
             problems[file.uri] = str(error)
     if not counts and not problems and passed_over:
@@ -74,7 +77,7 @@ def import_dataset(
         )
     if not counts and not problems:
         raise NotReadyError(f"no images in {image_folder}")
-    details = {"unchanged": counts["unchanged"], "problems": problems}
+    details = {"unchanged": counts["unchanged"]} | groups.name_and_tell(workspace.database, group) | {"problems": problems}
     return StageReport("dataset import", counts["written"], len(problems), time.monotonic() - started, details)
 
 
@@ -88,9 +91,9 @@ def _read_pair(workspace: Workspace, source: ImageSource, file: SourceFile, mask
     return _Pair(file.uri, hashlib.sha256(data).hexdigest(), len(data), info, mask, digest)
 
 
-def _store(workspace: Workspace, pair: _Pair, split: Split | None, annotator: str | None) -> str:
+def _store(workspace: Workspace, pair: _Pair, group: str | None, split: Split | None, annotator: str | None) -> str:
     artifact = workspace.store_mask(pair.mask)
     mask = imports.ImportedMask(artifact.location, artifact.sha256, pair.mask_sha256, annotator)
-    file = imports.ImportedFile(pair.uri, pair.sha256, pair.size, pair.info.width, pair.info.height)
+    file = imports.ImportedFile(pair.uri, pair.sha256, pair.size, pair.info.width, pair.info.height, group)
     with workspace.database.write() as session:
         return imports.take(session, file, mask, workspace.label_set, split=split)

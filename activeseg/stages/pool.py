@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
 from activeseg.core.idset import IdSet
-from activeseg.db import images
+from activeseg.db import groups, images
 from activeseg.db.images import KnownFile
 from activeseg.db.models import Image, ImageStatus, Split
-from activeseg.errors import ConfigError, ImageError, NotReadyError
+from activeseg.errors import ImageError, NotReadyError
 from activeseg.imaging.decode import ImageInfo
 from activeseg.imaging.sandbox import cores, probe
 from activeseg.records import StageReport
@@ -58,11 +57,11 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
     where there is not one file.
 
     A file whose size and stamp are as they were when it was last read is not read again, unless `full`. An image without a
-    group gets the one that `group_pattern` finds now; one that has a group keeps it. Memory grows with the pool by a bit an
-    image.
+    group, also an imported one, gets the one that `group_pattern` finds now; one that has a group keeps it. Memory grows
+    with the pool by a bit an image.
     """
     started, counts = time.monotonic(), Counter[str]()
-    group = _group_reader(workspace.settings.pool.group_pattern)
+    group = groups.group_reader(workspace.settings.pool.group_pattern)
     listed = IdSet()
     with workspace.database.read() as session:
         newest = images.newest_id(session)
@@ -70,7 +69,6 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
         with workspace.database.read() as session:
             known = images.known_files(session, [file.uri for file in files])
         listed.update(row.id for rows in known.values() for row in rows)
-        counts["grouped"] += _name_groups(workspace, group, known)
         unsettled = [file for file in files if full or not _is_settled(file, known.get(file.uri, []))]
         counts.update(files=len(files), unchanged=len(files) - len(unsettled))
         for chunk in _chunks(iter(unsettled), CHUNK):
@@ -83,20 +81,9 @@ def sync_pool(workspace: Workspace, *, full: bool = False) -> StageReport:
         raise NotReadyError(f"no images in {workspace.settings.images_uri}: put images there or set [pool] images")
     counts["missing"] = _mark_missing(workspace, listed, newest)
     written = sum(counts[name] for name in ("new", "quarantined", "returned", "missing"))
-    details = {name: counts[name] for name in ("new", "returned", "missing", "unchanged")}
-    if counts["grouped"]:
-        details["got a group"] = counts["grouped"]
+    details: dict[str, Any] = {name: counts[name] for name in ("new", "returned", "missing", "unchanged")}
+    details |= groups.name_and_tell(workspace.database, group)
     return StageReport("pool sync", written, counts["quarantined"], time.monotonic() - started, details)
-
-
-def _name_groups(workspace: Workspace, group: _GroupReader, known: Mapping[str, Sequence[KnownFile]]) -> int:
-    """Give those that were registered before `group_pattern` was set, or under one that did not fit, their group."""
-    alone = [row for rows in known.values() for row in rows if row.group is None and row.status == ImageStatus.ACTIVE]
-    found = {row.id: name for row in alone if (name := group(row.uri)) is not None}
-    if found:
-        with workspace.database.write() as session:
-            images.name_groups(session, found)
-    return len(found)
 
 
 def _is_settled(file: SourceFile, known: Sequence[KnownFile]) -> bool:
@@ -113,26 +100,6 @@ def _is_settled(file: SourceFile, known: Sequence[KnownFile]) -> bool:
         if final and (row.size, row.stamp) == (file.size, file.stamp):
             return True
     return False
-
-
-def _group_reader(pattern: str | None) -> _GroupReader:
-    try:
-        return _GroupReader(re.compile(pattern) if pattern else None)
-    except re.error as error:
-        raise ConfigError(f"[pool] group_pattern {pattern!r} is not a regular expression: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _GroupReader:
-    """The clip or site in an image's path: the pattern's first group, or the whole match."""
-
-    pattern: re.Pattern[str] | None
-
-    def __call__(self, uri: str) -> str | None:
-        match = self.pattern.search(uri) if self.pattern else None
-        if match is None:
-            return None
-        return str(match.group(1) if match.re.groups else match.group(0))[:255]
 
 
 def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -15,8 +15,9 @@ from activeseg.core.metrics import Metrics
 from activeseg.core.temperature import ENOUGH_IMAGES, serving
 from activeseg.db import checkpoints, drift, truth
 from activeseg.db.models import Checkpoint, Decision, Split
-from activeseg.errors import LabelSetMismatch, NotReadyError
+from activeseg.errors import CheckpointError, DataError, LabelSetMismatch, NotReadyError
 from activeseg.evaluations import BOOTSTRAP_SAMPLES, evaluate_checkpoint
+from activeseg.nn.checkpoint import load_checkpoint
 from activeseg.nn.evaluate import Evaluation
 from activeseg.records import StageReport
 from activeseg.workspace import Workspace
@@ -33,7 +34,8 @@ class Verdict:
 
 
 def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> StageReport:
-    """Decide about every checkpoint that was trained and not decided about, oldest first.
+    """Decide about every checkpoint that was trained and not decided about, oldest first. One that cannot be judged, because
+    it knows other classes than [labels] or its file is lost or damaged, is refused; what is wrong with anything else raises.
 
     Where the validation split has ENOUGH_IMAGES of them, the temperature of its scores is fitted there and frozen: once, now,
     so that a validation split that grows later changes no score. Where [drift] blocks promotion, they wait undecided.
@@ -59,7 +61,12 @@ def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Ve
     with workspace.database.read() as session:
         champion = checkpoints.champion(session)
         validated = bool(truth.current(session, split=Split.VAL))
-    verdict = _judge(workspace, champion, challenger, validated)
+    try:
+        verdict = _judge(workspace, champion, challenger, validated)
+    except (LabelSetMismatch, CheckpointError, DataError):
+        if (unusable := _unusable(workspace, challenger)) is None:
+            raise  # the champion's, or an image or mask of the split
+        verdict = Verdict(False, f"cannot be judged: {unusable}", {})
     with workspace.database.write() as session:
         decision = Decision.PROMOTED if verdict.promoted else Decision.REFUSED
         checkpoints.decide(
@@ -71,6 +78,23 @@ def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Ve
             statistics=verdict.statistics,
         )
     return verdict
+
+
+def _unusable(workspace: Workspace, challenger: Checkpoint) -> str | None:
+    """What is wrong with a challenger itself; None where nothing is, or where it is the disk that does not answer.
+
+    A file that is not there says something about itself only where others are: else the artifacts' disk is not mounted.
+    """
+    try:
+        checkpoints.require_labels(challenger, workspace.label_set)
+        data = workspace.artifacts.read(challenger.location, sha256=challenger.sha256)
+        load_checkpoint(data, model_version=challenger.model_version, device="cpu")
+    except (LabelSetMismatch, DataError) as error:
+        return str(error)
+    except CheckpointError as error:
+        failing = isinstance(error.__cause__, OSError) or not any(workspace.artifacts.files("checkpoint"))
+        return None if failing else str(error)
+    return None
 
 
 def _judge(workspace: Workspace, champion: Checkpoint | None, challenger: Checkpoint, validated: bool) -> Verdict:

@@ -59,11 +59,12 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
     """Collect what changed since the last pull; with `full`, compare everything.
 
     New and edited annotations become rows, skipped ones say so, deleted ones are marked, tasks deleted on the server
-    give their images back to the pool. Tasks left in a former project (another title) are collected too, unless it was
-    made with another [labels] overlap: there they stay as they are, counted and told in the report's problems, and are
-    pulled once that is restored. An annotation that cannot be used is quarantined with the reason, which the problems
-    tell for the first ones; a task that cannot be exported is told there, too, and met again by a full pull. At the end,
-    what several annotators agreed on is found where they have new votes or [labelstudio] consensus changed.
+    give their images back to the pool. Former projects (another title) are asked too: those with tasks that wait, and with
+    `full` all that still exist. One made with another [labels] overlap stays as it is; tasks that wait there are counted and
+    told in the report's problems, and are pulled once that is restored. An annotation that cannot be used is quarantined
+    with the reason, which the problems tell for the first ones; a task that cannot be exported is told there, too, and met
+    again by a full pull. At the end, what several annotators agreed on is found where they have new votes or [labelstudio]
+    consensus changed.
 
     Commits block by block; the cursor moves with each block. Pulling twice writes nothing new. With `full` the tasks are
     reconciled first. Needs the lease. Raises ConfigError, before anything is done, where [labelstudio] uncovered is no class.
@@ -74,14 +75,18 @@ def pull_annotations(workspace: Workspace, client: LabelStudioClient, *, full: b
     uncovered_value(workspace)
     project = open_project(workspace, client)
     with workspace.database.read() as session:
-        former = labeling.others_with_open_tasks(session, project.id)
+        waiting = labeling.others_with_open_tasks(session, project.id)
+        former = [one for one in sent.projects(session) if one.id != project.id] if full else waiting
+        open_there = {one.id for one in [project, *waiting]}
     born = client.project_births() if former else {}
     for one in [project, *former]:
         if one is not project and born.get(one.external_project_id) != one.instance_key:
-            # Deleted, or a rebuilt server: what was open there will never be answered.
-            counts["tasks deleted"] += give_up_project(workspace, one)
+            # Deleted, or a rebuilt server: what was open there will never be answered. Where nothing was, nothing is lost.
+            counts["tasks deleted"] += give_up_project(workspace, one) if one.id in open_there else 0
             continue
         if (unlike := _drawn_otherwise(workspace, one)) is not None:
+            if one.id not in open_there:
+                continue
             counts["tasks left alone"] += _count_waiting(workspace, one)
             problems[f"Label Studio project {one.external_project_id} {one.title!r}"] = unlike
         else:

@@ -18,7 +18,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from activeseg.core.labels import UNLABELED, Mask
-from activeseg.db import imports
+from activeseg.db import groups, imports
+from activeseg.db.groups import GroupReader
 from activeseg.db.imports import ImportedFile, ImportedMask
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, DataError, LabelSetMismatch, NotReadyError
@@ -53,24 +54,26 @@ def import_from(
     COCO file; None: nobody said.
     Nothing is written where a newer mask than an export's counts (`older`), and for images of a COCO file without annotations
     unless the file or `uncovered` says what they mean (`unlabelled`).
+    An export says the group (clip, site) of its images; where it says none, and for a COCO file, [pool] group_pattern does.
     What does not fit is left out, counted as failed and listed. Raises ConfigError, or LabelSetMismatch, where nothing of it
     can be imported, NotReadyError where it lists no image.
     """
     started = time.monotonic()
     folder = source.parent if source.name == manifest.NAME else source
+    group = groups.group_reader(workspace.settings.pool.group_pattern)
     work: _Export | _Coco
     if manifest.is_export(folder):
         if images is not None or uncovered is not None:
             raise ConfigError(f"{folder} is an export, which says itself where its images are: give --from without --images")
         if query:
             raise ConfigError(f"{folder} is an export, whose images have splits already: give --from without --split query")
-        work = _Export(workspace, folder, split, manifest.read_manifest(folder))
+        work = _Export(workspace, folder, split, manifest.read_manifest(folder), group)
     else:
         file = _coco_file(source)
         if split is None and not query:
             raise ConfigError(f"{source} is no export of activeseg, so it does not say which split it is: add --split")
         document = parse_coco(load_json(file))
-        work = _Coco(workspace, images or _images_beside(file), split, uncovered, document)
+        work = _Coco(workspace, images or _images_beside(file), split, uncovered, document, group)
     counts, problems = work.counts, dict(work.problems)
     for done, name in enumerate(work.names):
         try:
@@ -83,7 +86,7 @@ def import_from(
         raise NotReadyError(f"{source} lists no images")
     counted = ("older", "unlabelled", "outside_the_pool")
     details: dict[str, Any] = {"unchanged": counts["unchanged"]} | {name: counts[name] for name in counted if counts[name]}
-    details["problems"] = problems
+    details |= groups.name_and_tell(workspace.database, group) | {"problems": problems}
     return StageReport("dataset import", counts["written"], len(problems), time.monotonic() - started, details)
 
 
@@ -125,6 +128,7 @@ class _Coco:
     split: Split | None
     uncovered: str | None
     document: CocoFile
+    group: GroupReader
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -150,7 +154,8 @@ class _Coco:
         artifact = workspace.store_mask(drawn)
         mask = ImportedMask(artifact.location, artifact.sha256, artifact.sha256)
         with workspace.database.write() as session:
-            return imports.take(session, file, mask, workspace.label_set, split=self.split)
+            named = replace(file, group=self.group(file.uri))
+            return imports.take(session, named, mask, workspace.label_set, split=self.split)
 
     def _says_something(self, name: str) -> bool:
         """Whether an image is annotated; one without annotations, by others, may only be one that nobody has looked at."""
@@ -171,6 +176,7 @@ class _Export:
     folder: Path
     split: Split | None
     manifest: Manifest
+    group: GroupReader
     counts: Counter[str] = field(default_factory=Counter)
     entries: dict[str, Entry] = field(init=False)
     problems: dict[str, str] = field(init=False)
@@ -222,9 +228,8 @@ class _Export:
         split = self.split if entry.split == Split.POOL and self.split is not None else Split(entry.split)
         with workspace.database.write() as session:
             known = self._find(session, entry) or imports.find_image(session, file.uri, file.sha256)
-            outcome = imports.take(
-                session, replace(file, group=entry.group), mask, workspace.label_set, split=split, known=known
-            )
+            named = replace(file, group=self._group(entry, file))
+            outcome = imports.take(session, named, mask, workspace.label_set, split=split, known=known)
         self.counts["outside_the_pool"] += known is None and split == Split.POOL
         return outcome
 
@@ -235,6 +240,10 @@ class _Export:
             return image
         known = self.contents.get(entry.sha256) if self.often[entry.sha256] == 1 else None
         return session.get(Image, known) if known is not None else None
+
+    def _group(self, entry: Entry, file: ImportedFile) -> str | None:
+        """As the export says; else as the path says: where the image was registered first, for an export has no folders."""
+        return entry.group or self.group(entry.uri) or self.group(file.uri)
 
     def _known(self, entry: Entry) -> ImportedFile:
         with self.workspace.database.read() as session:

@@ -37,8 +37,8 @@ from activeseg.nn.spread import score_spread
 from activeseg.records import ImageRef, ImageScore, ScoreFailure, StageReport
 from activeseg.workspace import Workspace
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images planned)."""
+Progress = Callable[[int, int, str], None]
+"""Called with (images done, images planned, what the pass waits for)."""
 
 Chunk = list[ImageScore | ScoreFailure]
 
@@ -221,11 +221,11 @@ class _Pass:
                 with self.pace.waiting("database"):
                     writer.put(chunk)
                 if on_progress:
-                    on_progress(self.done + self.failed, self.run.images_planned)
+                    on_progress(self.done + self.failed, self.run.images_planned, f"waits for {self.pace.described}")
             with self.pace.waiting("database"):
                 writer.finish()
         if on_progress:
-            on_progress(self.done + self.failed, self.done + self.failed)
+            on_progress(self.done + self.failed, self.done + self.failed, "")
 
     def _stream(
         self, champion: Checkpoint, devices: Sequence[torch.device]
@@ -251,7 +251,7 @@ class _Pass:
     def finish(self, champion: Checkpoint) -> StageReport:
         """Judge the run and complete its row; what is to be said of it."""
         seconds = max(time.monotonic() - self.pace.started, 1e-9)
-        waiting = {what: self.pace.waited[what] / seconds for what in self.pace.waited}
+        waiting, told = {what: self.pace.waited[what] / seconds for what in self.pace.waited}, self.pace.described
         with self.workspace.database.read() as session:
             run = session.get_one(ScoringRun, self.run.id)
             judged = shift.judge(session, run, self.values, self.workspace.settings.drift)
@@ -270,7 +270,7 @@ class _Pass:
             "model_version": champion.model_version,
             "images_per_second": round((self.done + self.failed) / seconds, 1),
             "coverage": coverage,
-            "waiting": ", ".join(f"{what} {share:.0%}" for what, share in waiting.items()),
+            "waiting": told,
         }
         if self.budget:
             details |= {"budget": self.budget.text, "order": self.run.work_order}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from activeseg import __version__
@@ -17,7 +18,15 @@ from activeseg.config import Settings
 from activeseg.db import checkpoints, images, truth, unlabelled
 from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
-from activeseg.errors import CheckpointError, DataError, NoRoomError, NotReadyError
+from activeseg.errors import (
+    CheckpointError,
+    DeviceLostError,
+    DeviceMemoryError,
+    DivergedError,
+    NoRoomError,
+    NotReadyError,
+    SourceGoneError,
+)
 from activeseg.evaluations import labeled_images, require_same_masks
 from activeseg.initial import described_network, initial_network
 from activeseg.nn.checkpoint import Segmenter, checkpoint_bytes, load_checkpoint
@@ -37,32 +46,44 @@ UNLABELLED_IMAGES = 1000
 LEFTOVER_DAYS = 14
 """Saved states this old are removed, whoever left them; several databases may share the folder."""
 
+_OF_THE_MOMENT = (
+    NoRoomError,
+    SourceGoneError,
+    DeviceMemoryError,
+    DeviceLostError,
+    sa.exc.OperationalError,  # with the next two: the database is away, or kept everybody waiting for too long
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+)
+"""What says nothing about a training: it is not given up, and the next run, by day too, goes on with it."""
+
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps planned)."""
 
 
 def train_challenger(workspace: Workspace, *, reason: str, on_progress: Progress | None = None) -> StageReport:
     """Train a checkpoint and store it. An interrupted training goes on from its last saved state, on its own annotations
-    and configuration; so does one that a broken image or mask ended, where all is as it was.
+    and configuration; so does one that failed otherwise than by diverging, where all is as it was.
 
     Raises NotReadyError below [training] min_train images, LabelSetMismatch for masks of other classes, DataError for an
-    image or mask that cannot be read, CheckpointError for initial weights that do not fit. What went wrong also stands in
-    the run's row.
+    image or mask that cannot be read, CheckpointError for initial weights that do not fit, DivergedError. What went wrong
+    also stands in the run's row, unless it was the machine's (a disk, the database, memory): then the run counts as
+    interrupted.
     """
     started = time.monotonic()
     run = _interrupted(workspace) or _open_run(workspace, reason)
     _remove_leftovers(workspace, keep=run)
     try:
         checkpoint, result = _run(workspace, run, on_progress)
-    except NoRoomError:
-        raise  # not given up: the next run goes on with it, from its saved state
+    except _OF_THE_MOMENT:
+        raise
     except Exception as error:
-        # Whatever it was (out of memory, a broken image): left as running it would be repeated for ever.
+        # Whatever it was (a broken image, a fault of ours): left as running it would be repeated for ever.
         with workspace.database.write() as session:
             held = session.get_one(TrainingRun, run.id)
             held.status, held.ended_at = TrainingStatus.FAILED, now()
-            held.error = (str(error) or type(error).__name__)[:1000]
-        if not isinstance(error, DataError):  # a file can be put back, see _stopped_by_data
+            held.error = str(error) or type(error).__name__
+        if isinstance(error, DivergedError):  # it would again; all else may be gone by the next run, see _failed
             _remove_state(workspace, run)
         raise
     _remove_state(workspace, run)
@@ -141,10 +162,8 @@ def _that_matter(configuration: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stopped_by_data(
-    session: Session, workspace: Workspace, planned: TrainingRun, annotations: list[int]
-) -> TrainingRun | None:
-    """The latest run, if a broken image or mask ended it and `planned` would be the same one: it goes on from its state."""
+def _failed(session: Session, workspace: Workspace, planned: TrainingRun, annotations: list[int]) -> TrainingRun | None:
+    """The latest run, if it failed and left its state, and `planned` would be the same one: it goes on from there."""
     last = checkpoints.resumable(session)
     if last is None or not _state_file(workspace, last).is_file():
         return None
@@ -188,8 +207,8 @@ def _open_run(workspace: Workspace, reason: str) -> TrainingRun:
             num_images=len(labeled),
         )
         annotations = [item.annotation_id for item in labeled]
-        stopped = _stopped_by_data(session, workspace, run, annotations)
-        return stopped or checkpoints.start_training(session, run, annotations)
+        failed = _failed(session, workspace, run, annotations)
+        return failed or checkpoints.start_training(session, run, annotations)
 
 
 def _start(settings: Settings, parent: Checkpoint | None) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,10 +20,17 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 MAX_STAMP = 100
 """Characters of a stamp, at most."""
 
+MAX_URI = 2048
+"""Bytes of a URI, at most: so many characters fit a row, and with much more of them PostgreSQL cannot index it."""
+
+_KEPT = 1900
+# No listed file ends like this: each has a suffix.
+_SHORTENED = re.compile(r"…[0-9a-f]{32}$")
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """An image file as listed: its URI (stable, absolute) and its size in bytes.
+    """An image file as listed: its URI (stable, absolute, `storable`) and its size in bytes.
 
     stamp: up to MAX_STAMP characters, given anew by the place whenever the bytes change: the same size and stamp mean the
     same bytes. None where the place cannot promise that, so that the file has to be read.
@@ -46,6 +55,23 @@ class ImageSource(Protocol):
 
     def hidden(self, uris: Iterable[str]) -> set[str]:
         """Those of these unlisted files that may be there all the same: this user may not look."""
+
+
+def storable(uri: str) -> str:
+    """The URI; where no row can hold it, its beginning and a digest: they name a file that is told of and not read."""
+    data = uri.encode()
+    if len(data) <= MAX_URI:
+        return uri
+    return f"{data[:_KEPT].decode(errors='ignore')}…{hashlib.sha256(data).hexdigest()[:32]}"
+
+
+def require_storable(uri: str) -> None:
+    """Raise ImageError for what `storable` made of a longer URI."""
+    if _SHORTENED.search(uri):
+        raise ImageError(
+            f"its path is longer than the {MAX_URI} bytes a row holds (letters beyond ASCII count as several): shorten its "
+            "name or those of its folders"
+        )
 
 
 def read_file(path: Path, max_bytes: int | None = None) -> bytes:

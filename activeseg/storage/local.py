@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
-from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.files import SourceFile, is_listed, read_file
+from activeseg.errors import ConfigError, ImageError, SourceGoneError
+from activeseg.storage.files import SourceFile, is_listed, read_file, require_storable, storable
 
 _SCHEME = "file://"
 
@@ -38,8 +38,8 @@ class LocalSource:
     root: Path
 
     def files(self) -> Iterator[SourceFile]:
-        """Images sorted by path. Raises ConfigError where the folder is gone, the disk fails or it holds nothing
-        but links out of it.
+        """Images sorted by path. Raises SourceGoneError where the folder is gone or the disk fails, ConfigError where it
+        holds nothing but links out of it.
 
         A file's stamp is its time of change in nanoseconds. None for one changed in the last seconds by this machine's clock,
         or in the future: it may be written to once more within what the file system counts as the same moment. (A share whose
@@ -53,16 +53,17 @@ class LocalSource:
                 outside = path
             elif (status := _listed(path)) is not None:
                 found = True
-                yield SourceFile(path_to_uri(path), status.st_size, _stamp(status))
+                yield SourceFile(storable(path_to_uri(path)), status.st_size, _stamp(status))
         if outside and not found:
             raise ConfigError(f"{self.root} holds only links out of it ({outside}); name the folder they lead to")
 
     def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
-        """Bytes of a listed file; ImageError where this one is not to be had, ConfigError where none is.
+        """Bytes of a listed file; ImageError where this one is not to be had, SourceGoneError where none is.
 
         A disk that fails over one file (a bad block, a handle gone stale) and still lists the folder says something about
         that file; one that does not list the folder either says nothing about it, nor does a machine without memory.
         """
+        require_storable(uri)
         path = uri_to_path(uri)
         if not path.is_absolute() or not self._contains(path):
             raise ImageError(f"{uri} is not inside the image folder {self.root}")
@@ -70,12 +71,14 @@ class LocalSource:
             if _regular(path) is None:
                 self.check()
                 if not self._answers():
-                    raise ConfigError(f"image folder {self.root} is empty; check [pool] images, and that its disk is mounted")
+                    raise SourceGoneError(
+                        f"image folder {self.root} is empty; check [pool] images, and that its disk is mounted"
+                    )
                 raise ImageError(f"{uri} is gone or not a file any more; run `activeseg pool sync`")
             return read_file(path, max_bytes)
         except OSError as error:
             if error.errno in _NOT_OF_A_FILE or not self._answers():
-                raise ConfigError(f"image folder {self.root} cannot be read: {error.strerror} ({uri})") from error
+                raise SourceGoneError(f"image folder {self.root} cannot be read: {error.strerror} ({uri})") from error
             raise ImageError(f"{uri} cannot be read: {error.strerror}") from error
 
     def _answers(self) -> bool:
@@ -103,10 +106,10 @@ class LocalSource:
         return os.path.commonpath((root, os.path.realpath(path))) == root
 
     def check(self) -> None:
-        """Raise ConfigError where the folder is not there (a disk that is not mounted)."""
+        """Raise SourceGoneError where the folder is not there (a disk that is not mounted)."""
         if not self.root.is_dir():
             state = "is not a folder" if self.root.exists() else "does not exist"
-            raise ConfigError(f"image folder {self.root} {state}; check [pool] images, and that its disk is mounted")
+            raise SourceGoneError(f"image folder {self.root} {state}; check [pool] images, and that its disk is mounted")
 
 
 def path_to_uri(path: str) -> str:
@@ -136,7 +139,7 @@ def _walk(folder: str | Path) -> Iterator[str]:
 def _names(folder: str | Path) -> Iterator[str]:
     """Images by name, and folders with a slash behind, so that names sort as the whole paths below them do.
 
-    Raises ConfigError where the disk fails: taking its images for vanished ones would withdraw them from queries.
+    Raises SourceGoneError where the disk fails: taking its images for vanished ones would withdraw them from queries.
     """
     try:
         with os.scandir(folder) as entries:
@@ -149,14 +152,14 @@ def _names(folder: str | Path) -> Iterator[str]:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return  # vanished meanwhile, or another user's (lost+found)
     except OSError as error:
-        raise ConfigError(f"image folder {folder} cannot be listed: {error.strerror}") from error
+        raise SourceGoneError(f"image folder {folder} cannot be listed: {error.strerror}") from error
 
 
 def _listed(path: str) -> os.stat_result | None:
     try:
         return _regular(path)
     except OSError as error:  # as in `_names`: what the disk fails to tell has not vanished
-        raise ConfigError(f"image folder {os.path.dirname(path)} cannot be listed: {error.strerror} ({path})") from error
+        raise SourceGoneError(f"image folder {os.path.dirname(path)} cannot be listed: {error.strerror} ({path})") from error
 
 
 def _regular(path: str | Path) -> os.stat_result | None:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from activeseg.errors import ConfigError, ImageError
-from activeseg.storage.files import MAX_STAMP, SourceFile, is_listed, too_large
+from activeseg.errors import ConfigError, ImageError, SourceGoneError
+from activeseg.storage.files import MAX_STAMP, SourceFile, is_listed, require_storable, storable, too_large
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -46,7 +46,7 @@ class ObjectSource:
     bucket: Bucket
 
     def files(self) -> Iterator[SourceFile]:
-        """Images sorted by key, the store's tag as their stamp. Raises ConfigError where the store does not answer."""
+        """Images sorted by key, the store's tag as their stamp. Raises SourceGoneError where the store does not answer."""
         try:
             # Not every store lists in an order, so all keys are held at once.
             entries = sorted((entry for entry in self.bucket.list() if is_listed(entry.key)), key=lambda entry: entry.key)
@@ -55,13 +55,14 @@ class ObjectSource:
         for entry in entries:
             # The time of change alone counts in seconds: an object may be written twice in one.
             stamp = entry.tag if entry.tag and len(entry.tag) <= MAX_STAMP else None
-            yield SourceFile(f"{self.url}/{entry.key}", entry.size, stamp)
+            yield SourceFile(storable(f"{self.url}/{entry.key}"), entry.size, stamp)
 
     def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
-        """Bytes of a listed object; ImageError where it is gone, ConfigError where the store does not answer."""
+        """Bytes of a listed object; ImageError where it is gone, SourceGoneError where the store does not answer."""
         key = uri.removeprefix(f"{self.url}/")
         if key == uri:
             raise ImageError(f"{uri} is not inside {self.url}")
+        require_storable(uri)
         try:
             return self.bucket.get(key, max_bytes)
         except FileNotFoundError as error:
@@ -74,8 +75,8 @@ class ObjectSource:
         """None: a store lists everything or nothing."""
         return set()
 
-    def _unreachable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"cannot read {self.url}: {error}; check name, network, region and credentials")
+    def _unreachable(self, error: OSError) -> SourceGoneError:
+        return SourceGoneError(f"cannot read {self.url}: {error}; check name, network, region and credentials")
 
 
 class ObstoreBucket:

@@ -41,8 +41,8 @@ def test_no_secret_is_ever_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(f"ACTIVESEG_{section}__{key}".upper(), SECRET)
     monkeypatch.setenv("ACTIVESEG_DATABASE__URL", f"postgresql+psycopg://me:{SECRET}@db.example.org/x?sslmode=require")
     monkeypatch.setenv("ACTIVESEG_ALERTS__WEBHOOK_URL", f"https://hooks.example.org/services/{SECRET}")
-    monkeypatch.setenv("ACTIVESEG_LABELSTUDIO__URL", f"https://user:{SECRET}@ls.example.org")
-    monkeypatch.setenv("ACTIVESEG_POOL__IMAGES", f"s3://{SECRET}@bucket/images?token={SECRET}")
+    monkeypatch.setenv("ACTIVESEG_LABELSTUDIO__URL", f"https://ls.example.org/?token={SECRET}")
+    monkeypatch.setenv("ACTIVESEG_POOL__IMAGES", f"s3://bucket/images?token={SECRET}")
     command = CommandLine(written(tmp_path, "[log]\nlevel = 'info'\n"))
     for words in (("config", "show"), ("config", "show", "--json"), ("config", "show", "--changed")):
         answer = command(*words)

@@ -196,6 +196,37 @@ def test_a_wrong_setting_is_one_line_that_names_it_and_the_file(tmp_path: Path, 
     assert str(tmp_path / "activeseg.toml") in said
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labelstudio.url", "http://ada:hunter2@labels:8080"),
+        ("labelstudio.url", "https://hunter2@labels"),
+        ("labelstudio.url", "http://ada:hun/ter2@labels:8080"),
+        ("labelstudio.webhook_url", "http://ada:hunter2@here:8090"),
+        ("labelstudio.link", "https://ada:hunter2@images/{path}"),
+        ("pool.images", "s3://ada:hunter2@bucket/pool"),
+    ],
+)
+def test_an_address_with_a_user_or_password_in_it_is_refused_without_repeating_it(tmp_path: Path, key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    said = problem(tmp_path, f'[{section}]\n{name} = "{value}"\n')
+    assert f"[{section}] {name}: expected an address without a user or password in it" in said
+    assert "ter2" not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[labelstudio]\nurl = "http://[::1]:8080/labels@home"\nlink = "https://images/@pool/{path}?as=a@b"',
+        '[pool]\nimages = "s3://bucket/a@b"',
+        '[pool]\nimages = "file:///disk:1/a@b"',
+        '[pool]\nimages = "disk:1/a@b"',
+    ],
+)
+def test_an_at_sign_behind_the_host_is_no_user(tmp_path: Path, text: str) -> None:
+    load(tmp_path, text)
+
+
 def test_what_came_is_said_once(tmp_path: Path) -> None:
     said = problem(tmp_path, '[selection]\nacquisition = "entropy"\n')
     assert said.endswith("softrank_NAME; got 'entropy'")

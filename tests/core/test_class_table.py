@@ -38,6 +38,12 @@ def test_pixels_nobody_labelled_and_the_ignored_class_do_not_count() -> None:
     assert {row.index: row.iou for row in others} == {1: None, 2: None, 3: None}
 
 
+def test_classes_without_figures_come_last_by_their_larger_share() -> None:
+    truth = np.array([[0, 0, 1, 1, 1, 1, 1, 1]], np.uint8)
+    rows = class_table(np.array([[0, 0, 0, 0, 0, 1, 3, 3]], np.uint8), truth, CLASSES)
+    assert [(row.index, row.predicted, row.annotated) for row in rows] == [(0, 0.625, 0.25), (1, 0.125, 0.75), (3, 0.25, 0.0)]
+
+
 def test_one_mask_alone_has_shares_only_and_no_pixel_of_none() -> None:
     assert class_table(None, None, CLASSES) == []
     [row] = class_table(np.array([[2, UNLABELED]], np.uint8), None, CLASSES)

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from activeseg.db import images
 from activeseg.db.database import Database
-from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Score, Split
+from activeseg.db.models import Image, ImageStatus, Query, QueryStatus, Round, Score, Split, TrainingRun, TrainingStatus
 from tests.db.rows import Rows
 
 
@@ -101,9 +101,33 @@ def test_a_prefix_with_wildcards_matches_only_itself(database: Database, rows: R
     rows.image(uri="file:///axbc/1.png", split=Split.TRAIN)
     with database.read() as session:
         assert list(images.present(session, "file:///a_b%/")) == [inside]
+        assert list(images.present(session, "file:///A_B%/")) == []
 
 
 def test_images_of_a_pool_that_moved_are_still_the_pools(database: Database, rows: Rows) -> None:
     moved = rows.image(uri="file:///old/1.png")
     with database.read() as session:
         assert list(images.present(session, "file:///new/")) == [moved]
+
+
+def test_what_an_error_says_is_kept_in_rows_without_secrets_and_no_longer_than_they_take(
+    database: Database, rows: Rows
+) -> None:
+    number = rows.round()
+    run = TrainingRun(
+        status=TrainingStatus.FAILED,
+        reason="t",
+        configuration={},
+        code_version="0",
+        num_images=1,
+        label_set_id=rows.label_set(),
+    )
+    rows.add(run)
+    # Masked before it is cut: what is left of a password in the middle of which a text ends is none of the known shapes.
+    for text in ("no answer from http://ada:hunter2secret@labels", f"{'x' * 970} http://ada:hunter2secret@labels is gone"):
+        with database.write() as session:
+            for kind, row in ((Round, number), (TrainingRun, run.id)):
+                session.get_one(kind, row).error = text
+        with database.read() as session:
+            told = [session.get_one(kind, row).error or "" for kind, row in ((Round, number), (TrainingRun, run.id))]
+        assert told == [text.replace("hunter2secret", "***")[:1000]] * 2

@@ -323,7 +323,7 @@ def test_who_waits_for_a_write_that_does_not_end_is_told_what_to_do(
 def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    held = lease.acquire(database, "loop", ttl=3600)
+    held = lease.acquire(database, "loop")
     with database.write() as session:
         session.get_one(Lease, "loop").holder = held.holder.replace(f":{os.getpid()}:", f":{gone.pid}:")
     assert lease.acquire(database, "loop").token == 2
@@ -336,3 +336,47 @@ def test_a_holder_on_another_host_is_waited_for(database: Database, holder: str)
         session.get_one(Lease, "loop").holder = holder
     with pytest.raises(LeaseError):
         lease.acquire(database, "loop")
+
+
+def move_clock(monkeypatch: pytest.MonkeyPatch, database: Database, seconds: float) -> None:
+    """The database's clock, as all of the program sees it."""
+    monkeypatch.setitem(lease.CLOCK, database.dialect, f"({lease.CLOCK[database.dialect]} + ({seconds}))")
+
+
+def test_a_lease_taken_while_the_clock_ran_ahead_is_not_waited_for_until_then(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as ahead:
+        move_clock(ahead, database, 86400)
+        lease.acquire(database, "loop")
+    with database.write() as session:
+        session.get_one(Lease, "loop").holder = "elsewhere:999999:abc:9:x"
+    with database.read() as session:
+        assert not lease.is_held(session)
+    assert lease.acquire(database, "loop").token == 2
+    with pytest.raises(LeaseError):
+        lease.acquire(database, "loop")
+
+
+def test_a_holder_from_before_the_clock_was_put_back_can_no_longer_write_once_another_took_over(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Database(database_url)
+    with monkeypatch.context() as ahead:
+        move_clock(ahead, database, 86400)
+        database.fence = lease.acquire(database, "loop")
+    with lease.holding(other), pytest.raises(LeaseError, match="went to another process"), database.write() as session:
+        session.add(RequestRow(kind="too late", requested_by="test"))
+    other.close()
+
+
+def test_a_clock_put_back_by_less_than_a_lease_lasts_takes_it_from_nobody(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = lease.acquire(database, "loop")
+    move_clock(monkeypatch, database, -50)
+    with pytest.raises(LeaseError):
+        lease.acquire(database, "loop")
+    with database.read() as session:
+        assert lease.is_held(session)
+    assert held.renew()

@@ -8,10 +8,21 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from activeseg.db import requests
+from activeseg.db import requests, truth
 from activeseg.db.bulk import insert_rows
 from activeseg.db.database import Database
-from activeseg.db.models import Checkpoint, Decision, Image, RequestRow, Score
+from activeseg.db.models import (
+    Checkpoint,
+    Decision,
+    Image,
+    Model,
+    RequestRow,
+    Score,
+    Split,
+    TrainingRun,
+    TrainingRunAnnotation,
+    TrainingStatus,
+)
 from activeseg.db.models.columns import now
 from activeseg.db.rankings import Cursor, ranking
 from activeseg.db.scores import work_pages
@@ -130,3 +141,39 @@ def test_whether_a_request_waits_is_known_without_reading_those_that_were_taken(
 
     [(text, parameters)] = asked(database, call, "requests")
     assert "ix_requests_waiting" in plan(database, text, parameters)
+
+
+def test_a_deleted_row_is_looked_up_by_index_in_whatever_refers_to_it() -> None:
+    deleted = {"predictions", "evaluations", "job_runs", "requests", "schedule_slots"}
+    tables = Model.metadata.tables.values()
+    keys = {(table.name, key.parent.name) for table in tables for key in table.foreign_keys if key.column.table.name in deleted}
+    assert keys == {("tasks", "prediction_id")}
+    for name, column in keys:
+        assert column in {next(iter(index.columns)).name for index in Model.metadata.tables[name].indexes}
+
+
+def test_whether_trainings_saw_an_annotation_is_read_from_an_index(database: Database, rows: Rows) -> None:
+    annotations = [rows.annotation(rows.image(split=Split.TRAIN)) for _ in range(3)]
+    runs = [
+        TrainingRun(
+            status=TrainingStatus.DONE,
+            reason="t",
+            configuration={},
+            code_version="0",
+            num_images=1,
+            label_set_id=rows.label_set(),
+        )
+        for _ in range(2)
+    ]
+    for run in runs:
+        rows.add(run)
+        rows.add(TrainingRunAnnotation(training_run_id=run.id, annotation_id=annotations[0]))
+
+    def call() -> None:
+        with database.read() as session:
+            assert truth.untrained(session) == 2
+
+    [(text, parameters)] = asked(database, call, "training_run_annotations")
+    # So few rows are read as a whole on PostgreSQL, whatever there is.
+    if database.dialect == "sqlite":
+        assert "ix_training_run_annotations_annotation_id" in plan(database, text, parameters)

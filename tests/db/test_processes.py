@@ -66,7 +66,7 @@ def test_of_what_names_no_process_nothing_is_said(text: str) -> None:
 
 
 def test_two_containers_with_one_host_name_keep_each_others_lease(database: Database) -> None:
-    lease.acquire(database, "loop", ttl=3600)
+    lease.acquire(database, "loop")
     with database.write() as session:
         session.get_one(Lease, "loop").holder = holder(pid=ended(), place="another")
     with pytest.raises(LeaseError):

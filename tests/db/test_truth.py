@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from activeseg.db import truth
+from activeseg.db import rounds, truth
 from activeseg.db.database import Database
 from activeseg.db.models import (
     Annotation,
@@ -12,6 +12,8 @@ from activeseg.db.models import (
     Prediction,
     Query,
     QueryStatus,
+    Round,
+    RoundStatus,
     Split,
     TrainingRun,
     TrainingRunAnnotation,
@@ -75,6 +77,19 @@ def test_a_deleted_annotation_counts_no_more_and_its_query_is_open_again(databas
         assert truth.mark_deleted(session, project, [70], kept=set()) == 0
     assert counted(database) == []
     assert status_of(database, query) == QueryStatus.PUSHED
+
+
+def test_a_closed_round_is_open_again_where_its_answer_was_deleted(database: Database, rows: Rows) -> None:
+    image, project, number = rows.image(), rows.project(), rows.round()
+    query = rows.query(number, image, QueryStatus.ANNOTATED)
+    rows.annotation(image, outside=(project, 5), query_id=query, external_task_id=70)
+    with database.write() as session:
+        assert rounds.close_answered(session) == [session.get_one(Round, number).number]
+        truth.mark_deleted(session, project, [70], kept=set())
+        assert rounds.close_answered(session) == []
+    with database.read() as session:
+        row = session.get_one(Round, number)
+        assert (row.status, row.closed_at) == (RoundStatus.PUSHED, None)
 
 
 def test_deleting_one_annotation_lets_the_other_annotators_count(database: Database, rows: Rows) -> None:

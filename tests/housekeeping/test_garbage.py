@@ -15,9 +15,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.db import checkpoints, lease
+from activeseg.db import checkpoints, lease, retention
 from activeseg.db.database import Database
 from activeseg.db.models import Decision, Prediction, QueryStatus, Round, RoundStatus, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
@@ -119,6 +120,26 @@ def test_what_open_tasks_show_stays_and_answered_ones_lose_the_map(house: Store)
         rows = {row.id: row.entropy_location for row in session.query(Prediction)}
     assert files[4][0] not in rows
     assert rows[files[2][0]] is None
+
+
+def test_nobody_waits_longer_than_for_a_handful_of_predictions(house: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = [house.predicted(house.image()) for _ in range(5)]
+    house.task(house.query(closed_round(house), house.image(), QueryStatus.ANNOTATED), house.predicted(house.image())[0])
+    forget, parts = retention.forget_predictions, []
+
+    def count() -> int:
+        with house.database.engine.connect() as other:
+            return int(other.exec_driver_sql("SELECT count(*) FROM predictions").scalar_one())
+
+    def noted(session: Session, part: retention.Done) -> None:
+        parts.append((count(), len(part.rows), len(part.maps)))  # what others see by now
+        forget(session, part)
+
+    monkeypatch.setattr(retention, "forget_predictions", noted)
+    monkeypatch.setattr(garbage, "ROWS", 2)
+    collect_garbage(house.workspace)
+    assert parts == [(6, 2, 0), (4, 2, 0), (2, 1, 0), (1, 0, 1)]
+    assert not any(house.has(file) for _, *files in predictions for file in files)
 
 
 def test_files_no_row_names_go_after_a_day(house: Store) -> None:
@@ -305,6 +326,10 @@ if step == "tables":
 if step == "commit":
     from activeseg.db import retention
     retention.forget_predictions = die
+if step == "handful":
+    from activeseg.db import retention
+    from activeseg.housekeeping import garbage
+    garbage.ROWS, retention.forget_predictions = 1, second(retention.forget_predictions)
 rules = {"min_free_gb": 0, "keep_checkpoints": 0}
 settings = Settings(root=root, database={"url": url}, housekeeping=rules)
 collect_garbage(Workspace(settings, Database(url)))
@@ -312,10 +337,11 @@ collect_garbage(Workspace(settings, Database(url)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["commit", "tables", "note", "rename", "unlink"])
+@pytest.mark.parametrize("step", ["commit", "handful", "tables", "note", "rename", "unlink"])
 def test_killed_anywhere_the_next_run_mends_it(make_house: Callable[..., Store], tmp_path: Path, step: str) -> None:
     house = claimed(make_house(housekeeping={"min_free_gb": 0, "keep_checkpoints": 0}))
-    gone = [house.trained()[1] for _ in range(2)] + [house.file("mask")] + list(house.predicted(house.image())[1:])
+    gone = [house.trained()[1] for _ in range(2)] + [house.file("mask")]
+    gone += [file for _ in range(2) for file in house.predicted(house.image())[1:]]
     kept = [house.trained(Decision.PROMOTED)[1], house.annotated(house.image()), house.predicted(asked := house.image())[1]]
     house.query(house.round(), asked)
     url = house.database.url.render_as_string(hide_password=False)

@@ -65,7 +65,8 @@ def test_a_killed_refresh_goes_on_and_a_pull_finds_nothing_new(
         # The loop's own refresh is cut off after two tasks.
         token = workspace.settings.labelstudio_token().get_secret_value()
         with monkeypatch.context() as patched:
-            patched.setattr("activeseg.loop.refresh_open_tasks", lambda workspace, _: cut_off(workspace, client.url, token))
+            target = "activeseg.challengers.refresh_open_tasks"
+            patched.setattr(target, lambda workspace, _: cut_off(workspace, client.url, token))
             with pytest.raises(ActivesegError, match="no answer from Label Studio"):
                 advance_round(workspace, client, open_new=False)
         cut = tasks_of(client, project)

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from activeseg.config import ScheduleSection, Settings
-from activeseg.cron import Cron
+from activeseg.cron import Cron, planned
 from activeseg.errors import ConfigError
-from activeseg.scheduler import loop_jobs, schedule_zone
+from activeseg.scheduler import loop_jobs
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SPRING, AUTUMN = datetime(2025, 3, 30, tzinfo=UTC), datetime(2025, 10, 26, tzinfo=UTC)
@@ -93,7 +93,8 @@ def test_the_latest_time_is_the_last_one_that_is_not_too_late() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "0 2 * *", "0 2 * * * *", "61 * * * *", "a b c d e", "*/0 * * * *", "0 2 * * 8", "0 2 * * sat-sun", "0 2 * * */0",
-     "0 2 * * 1-", "0 2 31 2 *", "@daily"],
+     "0 2 * * 1-", "0 2 31 2 *", "@daily", "0 2 * * * Mars/Base", "0 2 * * * Europe", "0 2 * * * UTC UTC",
+     "Europe/Berlin"],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["round", "pull"])
 def test_a_bad_cron_string_is_a_configuration_error_that_names_its_key(text: str, key: str) -> None:
@@ -108,4 +109,4 @@ def test_a_bad_cron_string_is_a_configuration_error_that_names_its_key(text: str
 @pytest.mark.parametrize("name", ["Europe", "Middle/Earth", "../UTC", ""])
 def test_an_unknown_time_zone_is_a_configuration_error_that_names_its_key(name: str) -> None:
     with pytest.raises(ConfigError, match=r"\[schedule\] timezone"):
-        schedule_zone(ScheduleSection.model_construct(timezone=name))
+        planned(ScheduleSection.model_construct(timezone=name))

@@ -138,7 +138,12 @@ def test_once_on_an_empty_pool_fails_with_the_remedy(configure: Configure, in_pr
 
 
 @pytest.mark.parametrize(
-    ("line", "named"), [('round = "nightly"', "[schedule] round"), ('timezone = "Mars"', "[schedule] timezone")]
+    ("line", "named"),
+    [
+        ('round = "nightly"', "[schedule] round"),
+        ('timezone = "Mars"', "[schedule] timezone"),
+        ('promote = "0 8 * * * Mars"', "unknown time zone 'Mars'; use an IANA name such as Europe/Berlin"),
+    ],
 )
 def test_a_bad_setting_ends_it_at_start_with_one_line(configure: Configure, in_process: Run, line: str, named: str) -> None:
     configure(f"[schedule]\n{line}\n")
@@ -174,6 +179,7 @@ def test_statements_compiled_in_one_run_serve_the_next(configure: Configure, dat
         ("sync", "done", "pool sync 1"),
         ("push", "done", "nothing new"),
         ("train", "done", "nothing new"),
+        ("promote", "done", "nothing new"),
         ("report", "done", ""),
         ("gc", "done", ""),
         ("score", "failed", "champion"),
@@ -251,3 +257,16 @@ def test_the_history_shows_each_run_youngest_first(configure: Configure, in_proc
     assert [(one["job"], one["outcome"]) for one in found] == [("score", "failed"), ("train", "done")]
     assert set(found[0]) >= {"planned_at", "started_at", "ended_at", "message", "host", "log"}
     assert "last score" in in_process("status")[1]
+
+
+def test_the_status_tells_the_next_time_of_each_job_in_its_own_zone(configure: Configure, in_process: Run) -> None:
+    configure('[schedule]\nround = "0 2 * * * Asia/Tokyo"\npull = "0 4 1 1 *"\n')
+    [night, pull] = [line for line in in_process("status")[1].splitlines() if line.startswith("plan ")]
+    assert night.split()[:2] == ["plan", "round"]
+    assert night.endswith(" 02:00 JST (0 2 * * * Asia/Tokyo)")
+    assert pull.endswith("-01-01 04:00 UTC (0 4 1 1 *)")
+    told = json.loads(in_process("status", "--json")[1])["planned"]
+    assert [(one["job"], one["timezone"]) for one in told] == [("round", "Asia/Tokyo"), ("pull", "UTC")]
+    configure('[schedule]\nround = "nightly"\n')
+    status, output, _ = in_process("status")
+    assert (status, "problem      [schedule] round: expected five cron fields" in output) == (0, True)

@@ -12,11 +12,16 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
 
-from activeseg.db import truth
-from activeseg.db.models import Annotation, Image, Split
+from activeseg.db import candidates, truth, unlabelled
+from activeseg.db.models import Annotation, Image, Round, RoundStatus, Split
+from activeseg.db.status import read_status
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.stages.dataset import import_dataset
+from activeseg.stages.pool import sync_pool
+from activeseg.stages.rank import choose_images
+from activeseg.stages.split import assign_splits
 from activeseg.workspace import Workspace
+from tests.db.rows import Rows
 from tests.factories import CLASSES, write_balls, write_class_folders
 
 Make = Callable[..., Workspace]
@@ -57,6 +62,19 @@ def test_a_file_whose_content_changed_takes_the_place_of_what_it_was(make_worksp
     import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
     (folders[0] / "ball_0001.png").write_bytes((folders[0] / "ball_0002.png").read_bytes() + b"later")
     assert import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN).written == 1
+    with workspace.database.read() as session:
+        current = truth.current(session, split=Split.TRAIN)
+    assert len(current) == 4
+    for item in current:
+        workspace.read_labeled(item)  # every one can be read: nothing asks for the content that is gone
+
+
+def test_a_file_that_is_put_back_to_what_it_was_counts_again(make_workspace: Make, folders: tuple[Path, Path]) -> None:
+    workspace, file = make_workspace(), folders[0] / "ball_0001.png"
+    first = file.read_bytes()
+    for content in (first, first + b"later", first):
+        file.write_bytes(content)
+        import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
     with workspace.database.read() as session:
         current = truth.current(session, split=Split.TRAIN)
     assert len(current) == 4
@@ -261,3 +279,91 @@ def test_folders_that_are_no_class_are_refused_with_the_known_ones(
         import_dataset(workspace, str(class_folders[0]), class_folders[1], Split.TRAIN)
     with workspace.database.read() as session:
         assert session.scalars(sa.select(Annotation)).all() == []
+
+
+CLIPS = {"pool_section": {"group_pattern": r"ball_(\d{3})\d"}}
+"""Ten frames are a clip: ball_0010 to ball_0019 are clip 001."""
+
+
+@pytest.fixture
+def import_frames(tmp_path: Path) -> Callable[..., dict[str, object]]:
+    """Draw frames with these numbers outside of the pool and import them; the report's details."""
+
+    def run(workspace: Workspace, frames: range, split: Split) -> dict[str, object]:
+        images, masks = tmp_path / f"{split}/images", tmp_path / f"{split}/masks"
+        write_balls(images, frames, masks=masks)
+        return import_dataset(workspace, str(images), masks, split).details
+
+    return run
+
+
+def groups_of(workspace: Workspace) -> dict[str, str | None]:
+    """By file name."""
+    with workspace.database.read() as session:
+        return {uri.rpartition("/")[2]: group for uri, group in session.execute(sa.select(Image.uri, Image.group_name))}
+
+
+def test_pool_frames_of_an_imported_validation_clip_are_never_asked_about_nor_trained_on(
+    make_workspace: Make, import_frames: Callable[..., object], tmp_path: Path
+) -> None:
+    workspace = make_workspace(pool=12, training={"min_train": 2}, **CLIPS)
+    import_frames(workspace, range(12, 14), Split.VAL)
+    sync_pool(workspace)
+    with workspace.database.read() as session:
+        assert set(candidates.unscored_candidates(session).values()) == {"000"}
+        assert len(unlabelled.draw(session, 100, seed=0)) == 10
+    # Asked about before the clip was imported, say: the answers are not lost, and teach nothing.
+    import_dataset(workspace, str(tmp_path / "pool"), tmp_path / "truth", None)
+    assert assign_splits(workspace).details == {"train": 10, "val": 0, "test": 2}
+
+
+def test_frames_near_an_imported_training_frame_are_not_asked_about(
+    make_workspace: Make, import_frames: Callable[..., object]
+) -> None:
+    workspace = make_workspace(pool=8, **CLIPS)
+    sync_pool(workspace)
+    import_frames(workspace, range(8, 9), Split.TRAIN)
+    rows = Rows(workspace.database)
+    config = rows.config(rows.checkpoint())
+    with workspace.database.read() as session:
+        frames = {image_id: int(Path(uri).stem[-4:]) for image_id, uri in session.execute(sa.select(Image.id, Image.uri))}
+    for image_id, frame in frames.items():
+        if frame < 8:  # the nearer to the imported one, the more in doubt
+            rows.score(config, image_id, float(frame))
+    row = Round(number=1, status=RoundStatus.OPEN, scoring_config_id=config, acquisition="entropy_sum", query_size=2)
+    row.control_share, row.seed, row.selection = 0.0, 0, {"min_frame_gap": 3}
+    with workspace.database.read() as session:
+        assert [frames[item.image_id] for item in choose_images(session, row)] == [5, 2]
+
+
+def test_a_clip_imported_into_both_splits_is_imported_and_told(
+    make_workspace: Make, import_frames: Callable[..., dict[str, object]]
+) -> None:
+    def problems() -> str:
+        with workspace.database.read() as session:
+            return "\n".join(read_status(session, workspace.settings)["problems"])
+
+    workspace, told = make_workspace(pool=1, **CLIPS), "groups in both train and val"
+    assert import_frames(workspace, range(19, 60, 10), Split.TRAIN) == {"unchanged": 0, "problems": {}}
+    assert told not in import_frames(workspace, range(60, 61), Split.VAL)
+    assert told not in problems()
+    assert import_frames(workspace, range(11, 12), Split.VAL)[told] == "1 (001)"
+    details = import_frames(workspace, range(10, 51, 10), Split.VAL)
+    assert (details["problems"], details[told]) == ({}, "5 (001, 002, 003 and 2 more)")
+    assert sync_pool(workspace).details[told] == details[told]
+    assert f"{told}: {details[told]}; figures on the validation split flatter the model" in problems()
+
+
+def test_images_imported_before_the_pattern_was_set_get_their_group_with_the_next_import(
+    make_workspace: Make, import_frames: Callable[..., dict[str, object]]
+) -> None:
+    import_frames(make_workspace(pool=1), range(10, 12), Split.TRAIN)
+    workspace = make_workspace(pool=1, pool_section={"group_pattern": r"train/images/ball_0+(1)\d|val/images/(\w+)"})
+    details = import_frames(workspace, range(30, 31), Split.VAL)
+    assert details["got a group"] == 2
+    # Of an alternative the first group takes no part in, nothing is named.
+    assert groups_of(workspace) == {"ball_0010.png": "1", "ball_0011.png": "1", "ball_0030.png": None}
+    assert import_frames(make_workspace(pool=1, **CLIPS), range(31, 32), Split.TEST)["got a group"] == 1
+    assert groups_of(workspace) == {
+        "ball_0010.png": "1", "ball_0011.png": "1", "ball_0030.png": "003", "ball_0031.png": "003"
+    }  # fmt: skip

@@ -15,14 +15,15 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
 
-from activeseg.db import images
+from activeseg.db import groups, images
 from activeseg.db.models import Image, ImageStatus, Split
 from activeseg.errors import ConfigError, NotReadyError
 from activeseg.records import ImageRef
+from activeseg.stages.dataset import import_dataset
 from activeseg.stages.pool import sync_pool
 from activeseg.storage.sources import ImageSource, SourceFile, open_source
 from activeseg.workspace import Workspace
-from tests.factories import draw_ball
+from tests.factories import draw_ball, write_balls
 from tests.imaging.corpus import bad_cases, good_cases
 
 Make = Callable[..., Workspace]
@@ -55,6 +56,21 @@ def test_a_group_pattern_set_later_names_the_groups_of_images_that_have_none(mak
     assert sync_pool(other).details["got a group"] == 1
     groups = {name: image.group_name for name, image in rows(other).items()}
     assert groups == {"ball_0000.png": "ball", "ball_0001.png": "1", "ball_0002.png": "2"}
+
+
+def test_images_from_elsewhere_get_their_group_with_the_next_sync(
+    make_workspace: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "_ROWS", 2)  # several pages
+    write_balls(tmp_path / "val/clip_3", range(20, 23), masks=tmp_path / "masks")
+    import_dataset(make_workspace(pool=1), str(tmp_path / "val"), tmp_path / "masks", Split.VAL)
+    workspace = make_workspace(pool=1, pool_section={"group_pattern": "/(clip_[0-9]+)/"})
+    with workspace.database.write() as session:  # an image that is away for a while belongs to its clip all the same
+        images.retire(session, [1], ImageStatus.MISSING)
+    assert sync_pool(workspace).details["got a group"] == 3
+    found = {name: image.group_name for name, image in rows(workspace).items()}
+    assert found == {"ball_0000.png": None} | dict.fromkeys(("ball_0020.png", "ball_0021.png", "ball_0022.png"), "clip_3")
+    assert "got a group" not in sync_pool(workspace).details
 
 
 def test_broken_files_are_quarantined_with_a_reason_and_never_fail_the_run(make_sqlite_workspace: Make, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from activeseg.config import PromotionSection
 from activeseg.core.calibration import Calibration, CalibrationFigures
 from activeseg.core.labels import LabelSet
 from activeseg.core.metrics import ConfusionMatrix, smoothed
-from activeseg.db import checkpoints
+from activeseg.db import checkpoints, images
 from activeseg.db.models import Checkpoint, Decision, Promotion, Split, TrainingRun, TrainingStatus
-from activeseg.errors import LabelSetMismatch, NotReadyError
+from activeseg.errors import CheckpointError, ImageError, LabelSetMismatch, NotReadyError
 from activeseg.evaluations import evaluate_checkpoint
 from activeseg.nn.evaluate import Evaluation as Measured
 from activeseg.stages.promote import gate, promote_challengers
@@ -124,6 +124,52 @@ def test_without_validation_images_only_the_first_checkpoint_is_promoted(
         decisions = [(row.decision, row.reason[:5]) for row in session.scalars(sa.select(Promotion).order_by(Promotion.id))]
         assert checkpoints.require_champion(session).id == 1
     assert decisions == [(Decision.PROMOTED, "first"), (Decision.REFUSED, "no va")]
+
+
+def test_a_challenger_that_cannot_be_judged_is_refused_and_the_next_one_judged(
+    make_sqlite_workspace: Make, import_balls: Callable[..., None], tmp_path: Path
+) -> None:
+    workspace = make_sqlite_workspace()
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    import_balls(workspace, range(200, 202), Split.VAL)
+    damaged = workspace.artifacts.put(b"no checkpoint", "checkpoint", ".safetensors")
+    lost = damaged.location.replace(damaged.sha256, damaged.sha256[:-1] + "0")
+    with workspace.database.write() as session:
+        row = images.label_set_row(session, workspace.label_set)
+        for version, location, labels in (
+            ("of other classes", damaged.location, LABELS),
+            ("damaged", damaged.location, workspace.label_set),
+            ("lost", lost, workspace.label_set),
+        ):
+            known = {"architecture": "x", "spec": {"label_set": labels.as_dict()}, "label_set_id": row.id}
+            session.add(Checkpoint(model_version=version, location=location, sha256=damaged.sha256, **known))
+            session.flush()
+    train_challenger(workspace, reason="test")
+
+    def undecided() -> list[str]:
+        with workspace.database.read() as session:
+            return [row.model_version for row in checkpoints.undecided(session)]
+
+    # No file at all is there: the disk is away, and that is the fault of none of them.
+    folder = workspace.artifacts.root / "checkpoints"
+    away = folder.rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        promote_challengers(workspace)
+    assert undecided() == ["damaged", "lost", "fcn_mobilenet_v2-0001"]
+    away.rename(folder)
+    image = tmp_path / "val-images/ball_0201.png"
+    gone = image.rename(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="ball_0201"):
+        promote_challengers(workspace)
+    assert undecided() == ["fcn_mobilenet_v2-0001"]
+    gone.rename(image)
+    assert promote_challengers(workspace).details["promoted"] == 1
+    with workspace.database.read() as session:
+        told = {row.checkpoint_id: (row.decision, row.reason) for row in session.scalars(sa.select(Promotion))}
+    refused = [reason for decision, reason in told.values() if decision == Decision.REFUSED]
+    expected = ("checkpoint of other classes knows the classes", "checkpoint damaged is damaged", f"checkpoint {lost} cannot")
+    assert [reason.startswith(f"cannot be judged: {why}") for reason, why in zip(refused, expected, strict=True)] == [True] * 3
+    assert told[4] == (Decision.PROMOTED, "first")
 
 
 def test_a_failed_training_says_why_in_its_row(

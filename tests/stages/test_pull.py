@@ -216,6 +216,33 @@ def test_deleted_annotations_and_tasks_are_marked(site: Site) -> None:
     assert statuses == {QueryStatus.PUSHED: 1, QueryStatus.WITHDRAWN: 1, QueryStatus.ANNOTATED: 1}
 
 
+def test_a_full_pull_collects_what_was_corrected_in_a_former_project_after_its_last_answer(site: Site) -> None:
+    edited, deleted, _ = [site.submit(task, site.result(plain(0))) for task in site.tasks]
+    site.pull()
+    site.with_settings(project="another")
+    site.edit(site.tasks[0], edited, result=site.result(plain(1)))
+    site.delete(site.tasks[1], deleted)
+    assert site.pull().details == {}
+    assert site.pull(full=True).details == {"valid": 1, "deleted": 1}
+    assert [int(mask[0, 0]) for mask in site.counting()] == [1, 0]
+    assert site.pull(full=True).details == {}
+
+
+@pytest.mark.parametrize(("answered", "told"), [(1, {"tasks deleted": 2}), (3, {})])
+def test_a_former_project_that_is_gone_is_told_once_and_its_masks_count(
+    site: Site, answered: int, told: dict[str, int]
+) -> None:
+    for task in site.tasks[:answered]:
+        site.submit(task, site.result(plain(0)))
+    site.pull()
+    site.server.delete_project(1)
+    site.with_settings(project="another")
+    for expected in (told, {}):
+        report = site.pull(full=True)
+        assert (report.details, report.failed) == (expected, 0)
+    assert len(site.counting()) == answered
+
+
 def test_the_task_of_a_connection_test_is_nobodys(site: Site) -> None:
     task = site.server.tasks[site.tasks[0]]
     task["data"] = {"key": TEST_KEY}

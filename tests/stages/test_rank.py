@@ -271,7 +271,7 @@ def test_a_round_keeps_how_it_was_opened_and_its_report_says_what_the_limits_lef
     make_sqlite_workspace: Callable[..., Workspace], train_champion: Callable[[Workspace], None]
 ) -> None:
     selection = {"acquisition": "power_margin", "noise_beta": 3.0, "max_per_group": 1, "query_size": 3, "control_share": 0.0}
-    workspace = make_sqlite_workspace(pool=5, pool_section={"group_pattern": "(ball)"}, selection=selection)
+    workspace = make_sqlite_workspace(pool=5, pool_section={"group_pattern": "/pool/(ball)"}, selection=selection)
     sync_pool(workspace)
     train_champion(workspace)
     score_pool(workspace)

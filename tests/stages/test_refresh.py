@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
@@ -126,8 +127,17 @@ def test_a_refresh_leaves_nothing_for_a_pull(board: Board) -> None:
         assert session.scalars(sa.select(Annotation).where(Annotation.external_task_id.is_not(None))).all() == []
 
 
-def test_a_round_chosen_under_the_old_champion_does_not_bring_its_version_back(board: Board) -> None:
+def test_a_round_chosen_under_the_old_champion_does_not_bring_its_version_back(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pushed after the promotion, it shows the champion, too, and so does the whole project."""
+    replace, replaced = board.server.replace_predictions, list[list[int]]()
+
+    def replacing(project: int, version: str, predictions: Sequence[Mapping[str, Any]]) -> None:
+        replaced.append([item["task"] for item in predictions])
+        replace(project, version, predictions)
+
+    monkeypatch.setattr(board.server, "replace_predictions", replacing)
     board.server.dead = True
     with pytest.raises(LabelStudioUnreachable):
         push(board.workspace, board.server, size=4)
@@ -135,7 +145,11 @@ def test_a_round_chosen_under_the_old_champion_does_not_bring_its_version_back(b
     board.promote()
     reports = advance_round(board.workspace, board.server, open_new=False)  # type: ignore[arg-type]
     written = [(report.stage, report.written) for report in reports if report.stage in ("push", "refresh")]
-    assert written == [("refresh", 8), ("push", 4), ("refresh", 12)]
+    assert written[:2] == [("refresh", 8), ("push", 4)]
+    assert written[2] > ("refresh", 4)
+    # Those that showed the champion got another place, and kept their predictions.
+    assert [len(tasks) for tasks in replaced] == [8, 4]
+    assert not set(replaced[0]) & set(replaced[1])
     assert len(board.server.tasks) == 12
     shown = {item["model_version"] for task in board.server.tasks.values() for item in task["predictions"]}
     assert (shown, board.server.versions) == ({board.second}, {1: board.second})
@@ -157,7 +171,9 @@ def test_a_version_that_was_changed_by_hand_is_set_again_where_tasks_show_the_ch
     assert refresh_open_tasks(board.workspace, board.server).details == {}
 
 
-def test_a_damaged_mask_and_a_task_without_image_are_left_counted_and_stop_nothing(board: Board) -> None:
+def test_a_damaged_mask_is_drawn_again_and_a_task_without_image_costs_no_pull_anything(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
     board.promote()
     with board.workspace.database.read() as session:
         champion = checkpoints.require_champion(session)
@@ -172,20 +188,46 @@ def test_a_damaged_mask_and_a_task_without_image_are_left_counted_and_stop_nothi
     edited, bare, *others = (number for number in masks if masks[number] != lost)
     board.workspace.artifacts.path(lost).write_bytes(b"")
     board.workspace.artifacts.path(stored[images[bare].image_id].entropy_location or "").unlink()
-    before = {number: deepcopy(board.server.tasks[number]) for number in (*damaged, edited)}
-    del board.server.tasks[edited]["data"]["image"], before[edited]["data"]["image"]
+    del board.server.tasks[edited]["data"]["image"]
+    before = deepcopy(board.server.tasks[edited])
     board.server.tasks[bare]["data"]["entropy"] = {"odd": 1}
+    # A GPU need not draw it again as it was.
+    monkeypatch.setattr("activeseg.predictions.without_specks", lambda mask, _: np.flip(mask, axis=1).copy())
     report = refresh_open_tasks(board.workspace, board.server)
-    assert (report.written, report.failed) == (1 + len(others), len(damaged) + 1)
-    assert {name: report.details[name] for name in ("damaged masks", "tasks without image", "left alone")} == {
-        "damaged masks": len(damaged),
+    assert (report.written, report.failed) == (1 + len(others) + len(damaged), 1)
+    assert {name: report.details[name] for name in ("tasks without image", "left alone")} == {
         "tasks without image": 1,
-        "left alone": len(damaged) + 1,
+        "left alone": 1,
     }
-    for number, task in before.items():
-        assert board.server.tasks[number] == task
+    assert board.server.tasks[edited] == before
+    for number in damaged:
+        assert board.server.tasks[number]["predictions"][0]["model_version"] == board.second
     assert board.server.tasks[bare]["data"]["entropy"] == [board.server.tasks[bare]["data"]["image"]]
     assert board.server.tasks[bare]["predictions"][0]["model_version"] == board.second
+    monkeypatch.delattr("activeseg.stages.refresh._draw")
+    monkeypatch.delattr("activeseg.stages.refresh._show")
+    again = refresh_open_tasks(board.workspace, board.server)
+    assert (again.written, again.failed, again.details) == (0, 1, {"tasks without image": 1})
+
+
+def test_a_stored_mask_of_another_size_is_left_counted_and_drawn_by_no_pull(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.promote()
+    with board.workspace.database.read() as session:
+        champion = checkpoints.require_champion(session)
+        items = open_tasks(session, 1)
+    stored = board.workspace.store_mask(np.zeros((8, 8), np.uint8))
+    with board.workspace.database.write() as session:
+        columns = {"mask_location": stored.location, "mask_sha256": stored.sha256, "checkpoint_id": champion.id}
+        session.add(Prediction(image_id=items[0].image.image_id, source=f"checkpoint:{board.second}", **columns))
+    before = deepcopy(board.server.tasks[items[0].task.external_task_id])
+    report = refresh_open_tasks(board.workspace, board.server)
+    assert (report.written, report.failed, report.details["masks that do not fit"]) == (7, 1, 1)
+    assert board.server.tasks[items[0].task.external_task_id] == before
+    monkeypatch.delattr("activeseg.stages.refresh._draw")
+    again = refresh_open_tasks(board.workspace, board.server)
+    assert (again.written, again.details) == (0, {"masks that do not fit": 1})
 
 
 class Stumbling:
@@ -234,6 +276,33 @@ def test_a_kill_at_any_call_is_harmless_and_the_next_run_goes_on(board: Board) -
         # What is there already is not sent again; a map that no task names yet is.
         patched = max(calls - 1, 0)
         assert goes_on.done == (patched < 8) + (8 - patched) + 1
+
+
+@pytest.mark.parametrize("left", [6, 1])
+def test_a_kill_between_groups_leaves_no_task_at_its_former_place(
+    board: Board, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr("activeseg.stages.refresh.GROUP", 2)
+    former = {number: task.prediction_id for number, (task, _) in board.rows().items()}
+    board.promote()
+    refresh_open_tasks(board.workspace, board.server)
+    lone = board.order()[0]  # the one that does not show the champion yet is to be the first of all
+    for number, task in board.server.tasks.items():
+        task["data"]["order"] = str(900 + number)
+
+    def refreshed(server: object) -> None:
+        with board.workspace.database.write() as session:
+            row = session.scalars(sa.select(Task).where(Task.external_task_id == lone)).one()
+            row.prediction_id = former[lone]
+        refresh_open_tasks(board.workspace, server)  # type: ignore[arg-type]
+
+    whole, server = deepcopy(board.server), deepcopy(board.server)
+    counting = Stumbling(whole, 100)
+    refreshed(counting)
+    with pytest.raises(LabelStudioUnreachable):
+        refreshed(Stumbling(server, counting.done - left))
+    refresh_open_tasks(board.workspace, server)  # type: ignore[arg-type]
+    assert seen(server) == seen(whole)
 
 
 def test_a_task_started_while_the_champion_draws_is_left_alone(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,22 @@ def labels_of(folder: Path) -> set[tuple[Any, ...]]:
     }
 
 
+def test_a_group_of_the_manifest_wins_over_the_pattern_and_what_has_none_is_named_by_where_it_came_from(
+    source: Any, make_workspace: Make, tmp_path: Path
+) -> None:
+    export_dataset(fill(source()), tmp_path / "images", ExportRequest(images="copy"))
+    moved = shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    workspace = make_workspace(pool=0, pool_section={"group_pattern": "([^/]+)/[^/]+$"})
+    report = import_from(workspace, moved)
+    told = {item["sha256"]: item for item in manifest_of(moved)["images"]}
+    with workspace.database.read() as session:
+        groups = dict(session.execute(sa.select(Image.sha256, Image.group_name)).all())
+    # All images of an export lie in folders called images: the pattern finds the clip where they were registered.
+    assert groups == {sha256: item["group"] or item["uri"].split("/")[-2] for sha256, item in told.items()}
+    assert set(groups.values()) == {"clip 7", "train-images", "val-images", "test-images", "pool"}
+    assert report.details["groups in both train and val"] == "1 (clip 7)"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_imported_where_it_came_from_it_writes_nothing(source: Any, tmp_path: Path, layout: Any) -> None:
     workspace = fill(source())
@@ -336,13 +352,15 @@ def foreign(tmp_path: Path) -> Path:
 
 
 def test_a_coco_file_of_others_is_imported(make_workspace: Make, foreign: Path) -> None:
-    workspace = make_workspace(pool=0)
+    workspace = make_workspace(pool=0, pool_section={"group_pattern": "/(foreign)/"})
     report = import_from(workspace, foreign, split=Split.TRAIN)
     # Nobody says whether the second image was looked at.
     assert (report.written, report.failed, report.details["unlabelled"]) == (1, 0, 1)
+    assert "got a group" not in report.details  # it came with it
     assert import_from(workspace, foreign / "instances.json", split=Split.TRAIN).written == 0
     with workspace.database.read() as session:
         (first,) = (workspace.read_labeled(item)[1] for item in truth.current(session, split=Split.TRAIN))
+        assert session.scalars(sa.select(Image.group_name)).all() == ["foreign"]
     expected = np.full((48, 64), UNLABELED, np.uint8)
     expected[20:] = 1
     expected[30:35, 10:12] = 2

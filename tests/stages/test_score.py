@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -332,8 +333,8 @@ def test_a_write_that_fails_ends_the_run_and_the_next_one_goes_on(
 
 def test_the_row_and_the_report_say_where_the_time_went(scorable: Callable[..., Workspace]) -> None:
     workspace = scorable(6)
-    seen: list[tuple[int, int]] = []
-    report = score_pool(workspace, on_progress=lambda done, planned: seen.append((done, planned)))
+    seen: list[tuple[int, int, str]] = []
+    report = score_pool(workspace, on_progress=lambda done, planned, note: seen.append((done, planned, note)))
     [run] = runs(workspace)
     shares = [run.waiting_decode, run.waiting_device, run.waiting_database]
     assert all(share is not None and 0 <= share <= 1 for share in shares)
@@ -341,8 +342,9 @@ def test_the_row_and_the_report_say_where_the_time_went(scorable: Callable[..., 
     assert (run.compile_seconds, run.compiled_images, run.work_order, run.budget) == (None, 0, "id", None)
     assert run.images_per_second == pytest.approx(report.details["images_per_second"], abs=0.1)
     assert "decode" in report.sentence()
-    assert seen[-1] == (6, 6)
-    assert seen == sorted(seen)
+    assert seen[-1] == (6, 6, "")
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert re.fullmatch(r"waits for decode \d+%, device \d+%, database \d+%", seen[0][2])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from activeseg.config.budget import Budget
 from activeseg.db import checkpoints, scores
 from activeseg.db.models import ClassScoreRow, Embedding, Image, ImageStatus, Score, ScoringRun
 from activeseg.errors import ConfigError, DeviceLostError, NonFiniteScoreError
+from activeseg.nn import spread
 from activeseg.nn.checkpoint import checkpoint_bytes, load_checkpoint
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.score import score_pool
@@ -105,6 +106,23 @@ def test_a_process_that_is_killed_ends_the_run_and_the_next_one_goes_on(
     written = len(scored(workspace))
     assert 0 < written < 60
     assert score_pool(on_one(workspace)).written == 60 - written
+
+
+def test_a_signal_that_a_service_manager_sends_to_all_processes_is_the_callers_to_heed(
+    scorable: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, told, answer = scorable(12, batch_size=1, chunk_size=2, devices=TWO), set[int](), spread._Member.answer
+
+    def telling(self: spread._Member, block: spread._Block) -> None:
+        if self.process.pid not in told:
+            told.add(self.process.pid or 0)
+            os.kill(self.process.pid or 0, signal.SIGTERM)
+            time.sleep(0.1)
+        answer(self, block)
+
+    monkeypatch.setattr(spread._Member, "answer", telling)
+    assert score_pool(workspace).written == 12
+    assert len(told) == 2
 
 
 def test_what_goes_wrong_on_a_device_is_raised_here(scorable: Callable[..., Workspace]) -> None:

@@ -14,11 +14,19 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from activeseg.challengers import training_due
 from activeseg.config import load_settings, toml_value
 from activeseg.db import lease
 from activeseg.db.models import Split, TrainingRun, TrainingStatus
-from activeseg.errors import ConfigError, ImageError, LabelSetMismatch, NotReadyError
-from activeseg.loop import training_due
+from activeseg.errors import (
+    ConfigError,
+    DeviceLostError,
+    DeviceMemoryError,
+    ImageError,
+    LabelSetMismatch,
+    NotReadyError,
+    SourceGoneError,
+)
 from activeseg.stages.dataset import import_dataset
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.promote import promote_challengers
@@ -348,6 +356,58 @@ def test_a_training_that_a_broken_image_ended_goes_on_when_it_is_back(
     assert train_here(workspace)["resumed_at"] == 4
     [run] = runs(workspace)
     assert (run.status, run.error, states(tmp_path)) == (TrainingStatus.DONE, None, [])
+
+
+def test_a_fault_of_the_machine_ends_no_training_which_goes_on_by_day_too(
+    make_sqlite_workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_sqlite_workspace(training={"save_every": 2})
+    assert import_dataset(workspace, str(tmp_path / "pool"), tmp_path / "truth", Split.TRAIN).failed == 0
+    interrupt(workspace, 5)
+
+    def waits() -> None:
+        assert [run.status for run in runs(workspace)] == [TrainingStatus.RUNNING]
+        assert numbers(states(tmp_path)) == ["1"]
+        assert training_due(workspace, retry_failed=False) == "interrupted"
+
+    folder = tmp_path / "pool"
+    away = folder.rename(tmp_path / "away")
+    folder.mkdir()  # what a disk that is not mounted leaves
+    with pytest.raises(SourceGoneError, match="is empty"):
+        train_here(workspace)
+    waits()
+    folder.rmdir()
+    away.rename(folder)
+    lost = sa.exc.OperationalError("UPDATE", {}, Exception("server closed the connection unexpectedly"))
+    for fault in (DeviceMemoryError("no memory"), DeviceLostError("it ended"), lost):
+        with monkeypatch.context() as patch:
+            patch.setattr("activeseg.stages.train.fit", raising(fault))
+            with pytest.raises(type(fault)):
+                train_here(workspace)
+        waits()
+    assert train_here(workspace)["resumed_at"] == 4
+
+
+def test_a_fault_nobody_foresaw_fails_a_training_that_goes_on_when_it_is_tried_again(
+    make_sqlite_workspace, import_balls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = make_sqlite_workspace(training={"save_every": 2})
+    import_balls(workspace, range(100, 106), Split.TRAIN)
+    interrupt(workspace, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("activeseg.stages.train.fit", raising(RuntimeError("CUDA error: out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train_here(workspace)
+    assert [run.status for run in runs(workspace)] == [TrainingStatus.FAILED]
+    assert training_due(workspace, retry_failed=False) is None
+    assert train_here(workspace)["resumed_at"] == 4
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def test_other_annotations_do_not_go_on_from_a_training_that_a_broken_image_ended(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from activeseg.errors import ConfigError, ImageError
+from activeseg.errors import ConfigError, ImageError, SourceGoneError
 from activeseg.storage.sources import open_source
 
 
@@ -53,7 +53,7 @@ def test_a_disk_that_fails_is_not_a_folder_without_images(folder: Path, monkeypa
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(ConfigError, match=r"sub cannot be listed: Input/output error"):
+    with pytest.raises(SourceGoneError, match=r"sub cannot be listed: Input/output error"):
         listed(folder)
 
 
@@ -69,7 +69,7 @@ def test_a_file_the_disk_says_nothing_of_is_not_one_that_vanished(folder: Path, 
         return stat(path, **how)
 
     monkeypatch.setattr(os, "stat", failing)
-    with pytest.raises(ConfigError, match=r"images cannot be listed: Stale file handle"):
+    with pytest.raises(SourceGoneError, match=r"images cannot be listed: Stale file handle"):
         list(source.files())
     with pytest.raises(ImageError, match="Stale file handle"):
         source.read(str(folder / "b.png"))
@@ -83,7 +83,7 @@ def test_a_machine_without_handles_or_memory_blames_no_file(folder: Path, monkey
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", failing)
-    with pytest.raises(ConfigError, match=rf"images cannot be read: {os.strerror(number)} \(.*b.png\)"):
+    with pytest.raises(SourceGoneError, match=rf"images cannot be read: {os.strerror(number)} \(.*b.png\)"):
         source.read(str(folder / "b.png"))
 
 
@@ -97,7 +97,7 @@ def test_a_bad_block_is_its_files_and_a_disk_that_went_away_is_nobodys(folder: P
     with pytest.raises(ImageError, match=r"b\.png cannot be read: Input/output error"):
         source.read(str(folder / "b.png"))
     monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(ConfigError, match="images cannot be read: Input/output error"):
+    with pytest.raises(SourceGoneError, match="images cannot be read: Input/output error"):
         source.read(str(folder / "b.png"))
 
 
@@ -105,7 +105,7 @@ def test_the_empty_folder_that_an_unmounted_disk_leaves_blames_no_file(folder: P
     source = open_source(str(folder))
     folder.rename(folder.with_name("elsewhere"))
     folder.mkdir()
-    with pytest.raises(ConfigError, match=r"is empty; .*that its disk is mounted"):
+    with pytest.raises(SourceGoneError, match=r"is empty; .*that its disk is mounted"):
         source.read(str(folder / "b.png"))
     (folder / "a.JPG").touch()
     with pytest.raises(ImageError, match=r"b\.png is gone"):
@@ -180,9 +180,9 @@ def test_a_file_that_vanished_or_became_something_else_is_one_bad_image(folder: 
 def test_a_folder_that_vanished_is_not_one_bad_image_after_the_other(folder: Path) -> None:
     source = open_source(str(folder))
     folder.rename(folder.with_name("unmounted"))
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(SourceGoneError, match="does not exist"):
         source.read(str(folder / "b.png"))
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(SourceGoneError, match="does not exist"):
         list(source.files())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activeseg.errors import ConfigError, ImageError
+from activeseg.errors import ConfigError, ImageError, SourceGoneError
 from activeseg.storage.objects import Entry, ObjectSource, ObstoreBucket
 from activeseg.storage.sources import SourceFile, open_source
 
@@ -68,9 +68,9 @@ def test_only_objects_below_the_url_are_read(uri: str) -> None:
 
 def test_a_store_that_is_down_is_no_reason_to_quarantine_its_images() -> None:
     source = ObjectSource("s3://bucket", MemoryBucket(OBJECTS, down=True))
-    with pytest.raises(ConfigError, match=r"cannot read s3://bucket: connection refused.*credentials"):
+    with pytest.raises(SourceGoneError, match=r"cannot read s3://bucket: connection refused.*credentials"):
         source.read("s3://bucket/a.JPG")
-    with pytest.raises(ConfigError, match="connection refused"):
+    with pytest.raises(SourceGoneError, match="connection refused"):
         list(source.files())
 
 
@@ -108,7 +108,7 @@ def test_the_real_adapter_tells_a_store_that_is_down() -> None:
         "region": "us-east-1",
     }
     source = ObjectSource("s3://bucket", ObstoreBucket("s3://bucket", **options))
-    with pytest.raises(ConfigError, match="cannot read s3://bucket"):
+    with pytest.raises(SourceGoneError, match="cannot read s3://bucket"):
         source.read("s3://bucket/a.JPG")
-    with pytest.raises(ConfigError, match="cannot read s3://bucket"):
+    with pytest.raises(SourceGoneError, match="cannot read s3://bucket"):
         list(source.files())

@@ -12,6 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from activeseg.config.masking import masked
+
 NAMING = {
     "ix": "ix_%(column_0_N_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -67,6 +69,21 @@ class PackedFloats(sa.types.TypeDecorator[list[float]]):
     def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> list[float] | None:
         """From the database: a list."""
         return None if value is None else list(struct.unpack(f">{len(value) // 4}f", value))
+
+
+class ErrorText(sa.types.TypeDecorator[str]):
+    """What an error says, at most so many characters of it, without secrets: pages, logs and backups show it to others."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """To the database: masked, then cut."""
+        return None if value is None else masked(value)[: self.length]
 
 
 def now() -> datetime:

@@ -73,7 +73,8 @@ class Task(Model):
     id: Mapped[int] = mapped_column(primary_key=True)
     labeling_project_id: Mapped[int] = mapped_column(sa.ForeignKey("labeling_projects.id"))
     query_id: Mapped[int] = mapped_column(sa.ForeignKey("queries.id"), unique=True)
-    prediction_id: Mapped[int | None] = mapped_column(sa.ForeignKey("predictions.id"))
+    # Looked up for each prediction that housekeeping deletes.
+    prediction_id: Mapped[int | None] = mapped_column(sa.ForeignKey("predictions.id"), index=True)
     key: Mapped[str] = mapped_column(sa.String(64))
     external_task_id: Mapped[int | None] = mapped_column(sa.BigInteger)
     image_url: Mapped[str | None] = mapped_column(sa.String(1000))

@@ -8,7 +8,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from activeseg.db.models.columns import Json, Model, UtcDateTime, created, text_enum
+from activeseg.db.models.columns import ErrorText, Json, Model, UtcDateTime, created, text_enum
 
 
 class RoundStatus(StrEnum):
@@ -75,7 +75,7 @@ class Round(Model):
     query_size: Mapped[int]
     control_share: Mapped[float]
     seed: Mapped[int] = mapped_column(sa.BigInteger)
-    error: Mapped[str | None] = mapped_column(sa.String(1000))
+    error: Mapped[str | None] = mapped_column(ErrorText(1000))
     opened_at: Mapped[datetime] = created()
     pushed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     closed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from activeseg.db.models.columns import Json, Model, UtcDateTime, created, now, text_enum
+from activeseg.db.models.columns import ErrorText, Json, Model, UtcDateTime, created, now, text_enum
 from activeseg.db.models.pool import Split
 
 
@@ -46,7 +46,7 @@ class TrainingRun(Model):
     checkpoint_id: Mapped[int | None] = mapped_column(sa.ForeignKey("checkpoints.id"))
     num_images: Mapped[int]
     history: Mapped[list[Any]] = mapped_column(sa.JSON, default=list)
-    error: Mapped[str | None] = mapped_column(sa.String(1000))
+    error: Mapped[str | None] = mapped_column(ErrorText(1000))
     started_at: Mapped[datetime] = created()
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -57,7 +57,8 @@ class TrainingRunAnnotation(Model):
     __tablename__ = "training_run_annotations"
 
     training_run_id: Mapped[int] = mapped_column(sa.ForeignKey("training_runs.id"), primary_key=True)
-    annotation_id: Mapped[int] = mapped_column(sa.ForeignKey("annotations.id"), primary_key=True)
+    # Looked up for each annotation, with every pull: has a training seen it?
+    annotation_id: Mapped[int] = mapped_column(sa.ForeignKey("annotations.id"), primary_key=True, index=True)
 
 
 ALL_CLASSES = "*"
