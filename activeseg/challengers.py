@@ -28,7 +28,14 @@ Note = Callable[[StageReport], None]
 def train_and_promote(
     workspace: Workspace, client: LabelStudioClient | None, note: Note, *, on_progress: Progress, retry_failed: bool
 ) -> None:
-    """Train if due; then decide, or say that the challengers wait for the planned `promote`."""
+    """Train if due; then decide, or say that the challengers wait for the planned `promote`.
+
+    Those that were trained before are decided about first: a training that cannot go on must not keep them waiting.
+    """
+    with workspace.database.read() as session:
+        waits = why_undecided(session, workspace.settings)
+    if waits is None:
+        _promote(workspace, note)
     if reason := training_due(workspace, retry_failed=retry_failed):
         require_room(workspace)
         note(train_challenger(workspace, reason=reason, on_progress=on_progress))
@@ -43,12 +50,16 @@ def train_and_promote(
 
 def judge(workspace: Workspace, client: LabelStudioClient | None, note: Note) -> None:
     """Decide about all challengers now, and show annotators what the champion says of open tasks."""
+    _promote(workspace, note)
+    _refresh(workspace, client, note)
+
+
+def _promote(workspace: Workspace, note: Note) -> None:
     with workspace.database.read() as session:
         waiting = bool(checkpoints.undecided(session))
     if waiting:
         require_room(workspace)
         note(promote_challengers(workspace))
-    _refresh(workspace, client, note)
 
 
 def training_due(workspace: Workspace, *, retry_failed: bool = True) -> str | None:

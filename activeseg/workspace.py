@@ -63,14 +63,17 @@ class Workspace:
         """The place the unlabelled images come from. Raises ConfigError where it is not there."""
         return open_source(self.settings.images_uri)
 
-    def _source_of(self, uri: str) -> ImageSource:
+    def _read(self, uri: str) -> bytes:
+        limit = self.settings.pool.max_bytes
+        if uri.startswith(self.settings.images_uri.rstrip("/") + "/"):
+            return self.pool_source.read(uri, max_bytes=limit)
         # Imported datasets lie outside the pool; their folder is opened for the one file.
-        inside = uri.startswith(self.settings.images_uri.rstrip("/") + "/")
-        if inside:
-            return self.pool_source
         try:
-            return open_source(uri.rsplit("/", 1)[0] or "/")
+            return open_source(uri.rsplit("/", 1)[0] or "/").read(uri, max_bytes=limit)
         except ConfigError as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # the disk, the store or this machine fails
+            # Gone, or empty: one data set that was removed must not keep the whole pool from being scored.
             raise ImageError(f"its folder outside the pool is gone ({error})") from error
 
     def read_bytes(self, ref: ImageRef) -> bytes:
@@ -78,7 +81,7 @@ class Workspace:
 
         Raises ImageError where the file is gone or its content changed since the pool was synchronised.
         """
-        data = self._source_of(ref.uri).read(ref.uri, max_bytes=self.settings.pool.max_bytes)
+        data = self._read(ref.uri)
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise ImageError("the file changed since it was registered: run `activeseg pool sync`")
         return data
@@ -107,7 +110,7 @@ class Workspace:
         except MemoryError as error:
             raise DeviceMemoryError(
                 f"no memory to decode {ref.uri} in: nothing is wrong with it; end what holds the memory, or set a smaller "
-                "[scoring] batch_size or fewer [scoring] readers, and go on"
+                "batch_size or fewer [scoring] readers, and go on"
             ) from error
 
     def read_mask(self, location: str, sha256: str | None = None, *, label_set: LabelSet | None = None) -> Mask:

@@ -122,6 +122,9 @@ def add_image(session: Session, image: Image) -> Image:
 def _revive(session: Session, image: Image) -> None:
     """Its bytes were just read: it is there, and what else the same file held is not."""
     others = [row for row in images.by_uri(session, [image.uri]).get(image.uri, []) if row.status == ImageStatus.ACTIVE]
+    for row in others:
+        if row.split != image.split:
+            _check_move(row, image.split)
     images.retire(session, [row.id for row in others], ImageStatus.SUPERSEDED)
     image.status, image.reason = ImageStatus.ACTIVE, None
 

@@ -180,6 +180,10 @@ def _gather(pace: Pace, told: Sequence[Mapping[str, Any]]) -> None:
 # In the processes
 
 
+class _NobodyListens(BaseException):
+    """The process that holds this one is gone. No error: nobody is left to be told of one."""
+
+
 def _work(connection: Connection, device: str, prepare: Prepare, options: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, or a service manager's to all: it is the caller who is meant
         signal.signal(number, signal.SIG_IGN)
@@ -187,12 +191,10 @@ def _work(connection: Connection, device: str, prepare: Prepare, options: dict[s
     try:
         try:
             _score(connection, torch.device(device), prepare, options)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
         except Exception as error:
-            connection.send(_Failed(type(error).__name__, str(error), traceback.format_exc()))
-    except (EOFError, OSError):
-        os._exit(1)  # nobody listens any more
+            _say(connection, _Failed(type(error).__name__, str(error), traceback.format_exc()))
+    except _NobodyListens:
+        os._exit(1)
 
 
 def _score(connection: Connection, device: torch.device, prepare: Prepare, options: dict[str, Any]) -> None:
@@ -209,8 +211,15 @@ def _score(connection: Connection, device: torch.device, prepare: Prepare, optio
 def _tell(connection: Connection, results: list[Result], pace: Pace, *, ended: bool = False) -> None:
     """Hand over what was found so far."""
     if results or ended:
-        connection.send(_Found(results, asdict(pace), ended))
+        _say(connection, _Found(results, asdict(pace), ended))
         results.clear()
+
+
+def _say(connection: Connection, what: _More | _Found | _Failed) -> None:
+    try:
+        connection.send(what)
+    except OSError as error:
+        raise _NobodyListens from error
 
 
 class _Feed:
@@ -221,13 +230,16 @@ class _Feed:
         self.left = 0.0
 
     def __iter__(self) -> Iterator[ImageRef]:
-        self._connection.send(_More())
+        _say(self._connection, _More())
         while block := self._next():
-            self._connection.send(_More())  # before these are used up
+            _say(self._connection, _More())  # before these are used up
             yield from block
 
     def _next(self) -> list[ImageRef]:
         self._before_waiting()
-        block: _Block = self._connection.recv()
+        try:
+            block: _Block = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise _NobodyListens from error
         self.left = block.left
         return block.images

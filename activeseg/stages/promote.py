@@ -36,6 +36,7 @@ class Verdict:
 def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> StageReport:
     """Decide about every checkpoint that was trained and not decided about, oldest first. One that cannot be judged, because
     it knows other classes than [labels] or its file is lost or damaged, is refused; what is wrong with anything else raises.
+    Where the champion, too, knows other classes than [labels], that may be the mistake: then it waits.
 
     Where the validation split has ENOUGH_IMAGES of them, the temperature of its scores is fitted there and frozen: once, now,
     so that a validation split that grows later changes no score. Where [drift] blocks promotion, they wait undecided.
@@ -47,23 +48,29 @@ def promote_challengers(workspace: Workspace, *, decided_by: str = "gate") -> St
     if waiting and held is not None:
         waits = {"promoted": 0, "held": held, "model_version": waiting[-1].model_version}
         return StageReport("promote", seconds=time.monotonic() - started, details=waits)
-    decisions = [_decide(workspace, challenger, decided_by) for challenger in waiting]
-    details: dict[str, Any] = {"promoted": sum(verdict.promoted for verdict in decisions)}
+    outcomes = [(challenger.model_version, _decide(workspace, challenger, decided_by)) for challenger in waiting]
+    decisions = [(name, verdict) for name, verdict in outcomes if isinstance(verdict, Verdict)]
+    details: dict[str, Any] = {"promoted": sum(verdict.promoted for _, verdict in decisions)}
     if decisions:
-        details |= {"model_version": waiting[-1].model_version, "reason": decisions[-1].reason}
-        details |= {"statistics": decisions[-1].statistics}
-        if (temperature := decisions[-1].temperature) is not None:
-            details["temperature"] = round(temperature, 2)
+        name, last = decisions[-1]
+        details |= {"model_version": name, "reason": last.reason, "statistics": last.statistics}
+        if last.temperature is not None:
+            details["temperature"] = round(last.temperature, 2)
+    if left := [verdict for _, verdict in outcomes if isinstance(verdict, str)]:
+        details["held"] = left[-1]
     return StageReport("promote", len(decisions), 0, time.monotonic() - started, details)
 
 
-def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Verdict:
+def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Verdict | str:
+    """The verdict, written down; or why nothing can be decided yet."""
     with workspace.database.read() as session:
         champion = checkpoints.champion(session)
         validated = bool(truth.current(session, split=Split.VAL))
     try:
         verdict = _judge(workspace, champion, challenger, validated)
-    except (LabelSetMismatch, CheckpointError, DataError):
+    except (LabelSetMismatch, CheckpointError, DataError) as error:
+        if isinstance(error, LabelSetMismatch) and champion is not None and not _has_todays_classes(workspace, champion):
+            return str(error)
         if (unusable := _unusable(workspace, challenger)) is None:
             raise  # the champion's, or an image or mask of the split
         verdict = Verdict(False, f"cannot be judged: {unusable}", {})
@@ -78,6 +85,10 @@ def _decide(workspace: Workspace, challenger: Checkpoint, decided_by: str) -> Ve
             statistics=verdict.statistics,
         )
     return verdict
+
+
+def _has_todays_classes(workspace: Workspace, checkpoint: Checkpoint) -> bool:
+    return LabelSet.from_dict(checkpoint.spec["label_set"]).same_classes(workspace.label_set)
 
 
 def _unusable(workspace: Workspace, challenger: Checkpoint) -> str | None:

@@ -20,7 +20,6 @@ from activeseg.db.models import Checkpoint, Split, TrainingRun, TrainingStatus
 from activeseg.db.models.columns import now
 from activeseg.errors import (
     CheckpointError,
-    DeviceLostError,
     DeviceMemoryError,
     DivergedError,
     NoRoomError,
@@ -50,7 +49,6 @@ _OF_THE_MOMENT = (
     NoRoomError,
     SourceGoneError,
     DeviceMemoryError,
-    DeviceLostError,
     sa.exc.OperationalError,  # with the next two: the database is away, or kept everybody waiting for too long
     sa.exc.InterfaceError,
     sa.exc.InternalError,

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
@@ -24,6 +25,9 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errn
 
 # No handles or memory left in this process or machine: whatever file is read next would fail as well.
 _NOT_OF_A_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
+_NEIGHBOURS = 3
+"""Files that are tried where one cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,9 @@ class LocalSource:
     def read(self, uri: str, *, max_bytes: int | None = None) -> bytes:
         """Bytes of a listed file; ImageError where this one is not to be had, SourceGoneError where none is.
 
-        A disk that fails over one file (a bad block, a handle gone stale) and still lists the folder says something about
-        that file; one that does not list the folder either says nothing about it, nor does a machine without memory.
+        A disk that fails over one file (a bad block, a handle gone stale) and gives others says something about that file. One
+        that does not list the folder, or fails over the files beside it too, says nothing about it, nor does a machine without
+        memory.
         """
         require_storable(uri)
         path = uri_to_path(uri)
@@ -70,24 +75,33 @@ class LocalSource:
         try:
             if _regular(path) is None:
                 self.check()
-                if not self._answers():
+                if not self._answers(path):
                     raise SourceGoneError(
                         f"image folder {self.root} is empty; check [pool] images, and that its disk is mounted"
                     )
                 raise ImageError(f"{uri} is gone or not a file any more; run `activeseg pool sync`")
             return read_file(path, max_bytes)
         except OSError as error:
-            if error.errno in _NOT_OF_A_FILE or not self._answers():
+            if error.errno in _NOT_OF_A_FILE or not self._answers(path):
                 raise SourceGoneError(f"image folder {self.root} cannot be read: {error.strerror} ({uri})") from error
             raise ImageError(f"{uri} cannot be read: {error.strerror}") from error
 
-    def _answers(self) -> bool:
-        """Whether the disk tells of at least one entry of the folder."""
+    def _answers(self, path: Path) -> bool:
+        """Whether the disk lists the folder, and gives a byte of one of the first files beside this one.
+
+        A listing alone may come from memory where the disk is away.
+        """
         try:
             with os.scandir(self.root) as entries:
-                return next(entries, None) is not None
+                if next(entries, None) is None:
+                    return False
         except OSError:
             return False
+        try:
+            beside = list(islice(_others(path), _NEIGHBOURS))
+        except OSError:  # its own folder went away: the rest did not
+            return True
+        return not beside or any(map(_gives_a_byte, beside))
 
     def hidden(self, uris: Iterable[str]) -> set[str]:
         """Those of these unlisted files that lie in a folder this user may not list or enter."""
@@ -106,10 +120,14 @@ class LocalSource:
         return os.path.commonpath((root, os.path.realpath(path))) == root
 
     def check(self) -> None:
-        """Raise SourceGoneError where the folder is not there (a disk that is not mounted)."""
-        if not self.root.is_dir():
+        """Raise SourceGoneError where the folder is not there (a disk that is not mounted) or cannot be looked at."""
+        try:
+            if self.root.is_dir():
+                return
             state = "is not a folder" if self.root.exists() else "does not exist"
-            raise SourceGoneError(f"image folder {self.root} {state}; check [pool] images, and that its disk is mounted")
+        except OSError as error:  # no permission, a share whose server is gone
+            raise SourceGoneError(f"image folder {self.root} cannot be read: {error.strerror}") from error
+        raise SourceGoneError(f"image folder {self.root} {state}; check [pool] images, and that its disk is mounted")
 
 
 def path_to_uri(path: str) -> str:
@@ -124,6 +142,28 @@ def path_to_uri(path: str) -> str:
 def uri_to_path(uri: str) -> Path:
     """The path of an absolute path or of a `file://` URI."""
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(_SCHEME)))) if uri.startswith(_SCHEME) else Path(uri)
+
+
+def _others(path: Path) -> Iterator[str]:
+    """Images in the folder of this one."""
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            if entry.name != path.name and is_listed(entry.name) and entry.is_file(follow_symlinks=False):
+                yield entry.path
+
+
+def _gives_a_byte(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.read(descriptor, 1)
+        finally:
+            os.close(descriptor)
+    except PermissionError:
+        return True  # the disk said so
+    except OSError:
+        return False
+    return True
 
 
 def _walk(folder: str | Path) -> Iterator[str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from activeseg.db import checkpoints
 from activeseg.db.models import Promotion, Round, ScoringConfig, Split, TrainingRun
 from activeseg.db.standstill import why_no_round
 from activeseg.db.status import read_status
+from activeseg.errors import ImageError
 from activeseg.loop import advance_round, collect_and_train, train_if_due
 from activeseg.scheduler import Scheduler, loop_jobs
 from activeseg.stages.dataset import import_dataset
+from activeseg.stages.train import train_challenger
 from activeseg.workspace import Workspace
 from tests.factories import write_balls
 
@@ -101,3 +104,17 @@ def test_without_a_time_for_promote_the_gate_judges_right_after_the_training(
     nights.add(range(100, 106))
     assert nights.scheduler.run_once("train").message == "train 1, promote 1"
     assert nights.champion() is not None
+
+
+def test_a_training_that_cannot_go_on_keeps_no_checkpoint_waiting(
+    make_sqlite_workspace: Callable[..., Workspace], tmp_path: Path
+) -> None:
+    nights = Nights(make_sqlite_workspace(pool=2), tmp_path)
+    nights.add(range(100, 106))
+    train_challenger(nights.workspace, reason="by hand")
+    nights.add(range(110, 112))
+    for image in (tmp_path / "more-110").iterdir():
+        image.write_bytes(b"no image any more")
+    with pytest.raises(ImageError):
+        train_if_due(nights.workspace, None)
+    assert (nights.waiting(), nights.count(Promotion)) == ([], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from PIL import Image as Pillow
 from activeseg.db import candidates, truth, unlabelled
 from activeseg.db.models import Annotation, Image, Round, RoundStatus, Split
 from activeseg.db.status import read_status
-from activeseg.errors import ConfigError, NotReadyError
+from activeseg.errors import ConfigError, ImageError, NotReadyError, SourceGoneError
 from activeseg.stages.dataset import import_dataset
 from activeseg.stages.pool import sync_pool
 from activeseg.stages.rank import choose_images
@@ -80,6 +82,29 @@ def test_a_file_that_is_put_back_to_what_it_was_counts_again(make_workspace: Mak
     assert len(current) == 4
     for item in current:
         workspace.read_labeled(item)  # every one can be read: nothing asks for the content that is gone
+
+
+@pytest.mark.parametrize("left", ["an empty folder", "nothing"])
+def test_an_imported_data_set_that_was_removed_is_so_many_bad_images_and_a_fault_of_the_machine_is_none(
+    make_workspace: Make, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    workspace = make_workspace()
+    import_dataset(workspace, str(folders[0]), folders[1], Split.TRAIN)
+    with workspace.database.read() as session:
+        [item, *_] = truth.current(session, split=Split.TRAIN)
+    with monkeypatch.context() as patch:
+        patch.setattr("activeseg.storage.local.read_file", too_many_files)
+        with pytest.raises(SourceGoneError, match="Too many open files"):
+            workspace.read_bytes(item.image)
+    shutil.rmtree(folders[0])
+    if left == "an empty folder":
+        folders[0].mkdir()
+    with pytest.raises(ImageError, match="its folder outside the pool is gone"):
+        workspace.read_bytes(item.image)
+
+
+def too_many_files(*arguments: object) -> bytes:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_a_file_that_changed_may_not_move_from_validation_to_training(make_workspace: Make, folders: tuple[Path, Path]) -> None:

@@ -172,6 +172,23 @@ def test_a_challenger_that_cannot_be_judged_is_refused_and_the_next_one_judged(
     assert told[4] == (Decision.PROMOTED, "first")
 
 
+def test_challengers_wait_where_the_champion_too_has_other_classes_than_a_class_list_that_may_be_wrong(
+    make_sqlite_workspace: Make, train_champion: Callable[[Workspace], None]
+) -> None:
+    workspace = make_sqlite_workspace()
+    train_champion(workspace)
+    train_challenger(workspace, reason="test")
+    mistaken = Workspace(workspace.settings, workspace.database)
+    mistaken.__dict__["label_set"] = LABELS
+    report = promote_challengers(mistaken)
+    assert (report.details["promoted"], "knows the classes" in report.details["held"]) == (0, True)
+    with workspace.database.read() as session:
+        assert [row.model_version for row in checkpoints.undecided(session)] == ["fcn_mobilenet_v2-0002"]
+    assert "held" not in promote_challengers(workspace).details
+    with workspace.database.read() as session:
+        assert checkpoints.undecided(session) == []
+
+
 def test_a_failed_training_says_why_in_its_row(
     make_sqlite_workspace: Make, import_balls: Callable[..., None], tmp_path
 ) -> None:

@@ -20,7 +20,6 @@ from activeseg.db import lease
 from activeseg.db.models import Split, TrainingRun, TrainingStatus
 from activeseg.errors import (
     ConfigError,
-    DeviceLostError,
     DeviceMemoryError,
     ImageError,
     LabelSetMismatch,
@@ -379,7 +378,7 @@ def test_a_fault_of_the_machine_ends_no_training_which_goes_on_by_day_too(
     folder.rmdir()
     away.rename(folder)
     lost = sa.exc.OperationalError("UPDATE", {}, Exception("server closed the connection unexpectedly"))
-    for fault in (DeviceMemoryError("no memory"), DeviceLostError("it ended"), lost):
+    for fault in (DeviceMemoryError("no memory"), lost):
         with monkeypatch.context() as patch:
             patch.setattr("activeseg.stages.train.fit", raising(fault))
             with pytest.raises(type(fault)):

@@ -57,6 +57,22 @@ def test_a_disk_that_fails_is_not_a_folder_without_images(folder: Path, monkeypa
         listed(folder)
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+def test_a_folder_the_disk_says_nothing_of_is_told_when_it_is_opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stat = os.stat
+
+    def failing(path: Any, **how: Any) -> os.stat_result:
+        if os.fspath(path) == str(folder):
+            raise OSError(number, os.strerror(number))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", failing)
+    with pytest.raises(SourceGoneError, match=rf"images cannot be read: {os.strerror(number)}"):
+        open_source(str(folder))
+
+
 def test_a_file_the_disk_says_nothing_of_is_not_one_that_vanished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "loop.png").symlink_to(folder / "loop.png")
     (folder / "nowhere.png").symlink_to(folder / "none.png")
@@ -87,17 +103,29 @@ def test_a_machine_without_handles_or_memory_blames_no_file(folder: Path, monkey
         source.read(str(folder / "b.png"))
 
 
-def test_a_bad_block_is_its_files_and_a_disk_that_went_away_is_nobodys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_source(str(folder))
+@pytest.mark.parametrize("lost", ["every file", "the listing"])
+def test_a_bad_block_is_its_files_and_a_disk_that_went_away_is_nobodys(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    source, bad = open_source(str(folder)), {"b.png"}
 
-    def failing(*given: Any, **how: Any) -> Any:
-        raise OSError(errno.EIO, "Input/output error")
+    def failing(real: Any) -> Any:
+        def call(path: Any, *given: Any, **how: Any) -> Any:
+            if "all" in bad or Path(os.fspath(path)).name in bad:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(path, *given, **how)
 
-    monkeypatch.setattr(os, "open", failing)
+        return call
+
+    monkeypatch.setattr(os, "open", failing(os.open))
     with pytest.raises(ImageError, match=r"b\.png cannot be read: Input/output error"):
         source.read(str(folder / "b.png"))
-    monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(SourceGoneError, match="images cannot be read: Input/output error"):
+    if lost == "every file":
+        bad.add("all")
+    else:
+        monkeypatch.setattr(os, "scandir", failing(os.scandir))
+        bad.add("images")
+    with pytest.raises(ConfigError, match="images cannot be read: Input/output error"):
         source.read(str(folder / "b.png"))
 
 
