@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -205,7 +205,11 @@ def barred(database: Database, names: Sequence[str]) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.invalidate()  # also where it is gone already, which is no error of what was done meanwhile
+            # Closing alone would leave it to the server when the locks go. Where the connection is gone already, that is no
+            # error of what was done meanwhile.
+            with suppress(sa.exc.DBAPIError):
+                connection.rollback()
+            connection.invalidate()
 
 
 def is_held(session: Session, name: str = LOOP) -> bool:

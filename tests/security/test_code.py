@@ -105,7 +105,7 @@ def test_every_place_that_asks_another_machine_is_known() -> None:
     assert {name for name, package in imports() if package in CLIENTS} == {
         "fetching.py",  # the guarded way
         "labelstudio/connection.py",  # goes that way, and catches its errors
-        *(f"labelstudio/{name}.py" for name in ("http", "client", "projects", "accounts")),  # the configured server
+        *(f"labelstudio/{name}.py" for name in ("http", "deadline", "client", "projects", "accounts")),  # the configured server
         *("labelstudio/server.py", "demo/annotator.py"),  # the demo's own, on the loopback
         *("alerts/webhook.py", "alerts/mail.py"),  # the operator's addresses: no redirects, and the answer is not read
     }
