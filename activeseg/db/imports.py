@@ -109,11 +109,7 @@ def contents(session: Session) -> dict[str, int]:
 
 def add_image(session: Session, image: Image) -> Image:
     """Register an image. What the same file held before can be read no more, and must not be asked for."""
-    former = [row for row in images.by_uri(session, [image.uri]).get(image.uri, []) if row.status == ImageStatus.ACTIVE]
-    for row in former:
-        if row.split != image.split:
-            _check_move(row, image.split)
-    images.retire(session, [row.id for row in former], ImageStatus.SUPERSEDED)
+    _supersede_others(session, image)
     session.add(image)
     session.flush()
     return image
@@ -121,12 +117,17 @@ def add_image(session: Session, image: Image) -> Image:
 
 def _revive(session: Session, image: Image) -> None:
     """Its bytes were just read: it is there, and what else the same file held is not."""
+    _supersede_others(session, image)
+    image.status, image.reason = ImageStatus.ACTIVE, None
+
+
+def _supersede_others(session: Session, image: Image) -> None:
+    """Retire what the same file held otherwise. Raises DataError where that would carry an image into another split."""
     others = [row for row in images.by_uri(session, [image.uri]).get(image.uri, []) if row.status == ImageStatus.ACTIVE]
     for row in others:
         if row.split != image.split:
             _check_move(row, image.split)
     images.retire(session, [row.id for row in others], ImageStatus.SUPERSEDED)
-    image.status, image.reason = ImageStatus.ACTIVE, None
 
 
 def move(session: Session, image: Image, split: Split) -> None:

@@ -92,9 +92,9 @@ def score_spread(
     try:
         for device in devices:
             crew.append(_Member(context, device, prepare, _share_of(options, devices, device)))
-        while working := {member.connection: member for member in crew if not member.ended}:
-            for connection in wait(list(working)):
-                member = working[connection]  # type: ignore[index]
+        while working := [member for member in crew if not member.ended]:
+            speaking = wait([member.connection for member in working])
+            for member in (one for one in working if one.connection in speaking):
                 told = member.hear()
                 if isinstance(told, _More):
                     count = max(1, min(BLOCK, round(left() / (2 * len(crew)))))

@@ -16,8 +16,8 @@ from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from activeseg.config import ScheduleSection, Settings
-from activeseg.cron import Cron
+from activeseg.config import Settings
+from activeseg.cron import planned
 from activeseg.db.models.columns import now as utc_now
 from activeseg.db.readiness import scheduler_seen, standing_still
 from activeseg.db.tokens import Scope
@@ -126,9 +126,9 @@ class Readiness:
     def _loop(self) -> str:
         """Raises ActivesegError for what does not go on by itself."""
         settings = self._workspace.settings
-        planned = [name for name, _ in planned_jobs(settings.schedule)]
+        jobs = list(planned(settings.schedule))
         with self._workspace.database.read() as session:
-            lines = standing_still(session, planned=planned, at=self._now(), zone=settings.zone)
+            lines = standing_still(session, planned=jobs, at=self._now(), zone=settings.zone)
         if lines:
             raise ActivesegError("; ".join(lines)[:1000])
         return "nothing stands still"
@@ -157,18 +157,10 @@ async def _may_read(request: Request) -> bool:
     return caller is not None and Scope.READ in caller.scopes
 
 
-def planned_jobs(section: ScheduleSection) -> Iterator[tuple[str, str]]:
-    """(name, cron string) of the jobs that are planned."""
-    for name, text in section:
-        if name not in ("timezone", "catch_up_hours") and text is not None:
-            yield name, text
-
-
 def _first_planned(settings: Settings, after: datetime) -> datetime | None:
     """The first planned time of any job after this moment."""
     start = after + timedelta(seconds=1)
-    plans = (Cron(text, settings.zone, key=name) for name, text in planned_jobs(settings.schedule))
-    times = (next(plan.times(start), None) for plan in plans)
+    times = (next(plan.times(start), None) for plan in planned(settings.schedule).values())
     return min((found for found in times if found is not None), default=None)
 
 
