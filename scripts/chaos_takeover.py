@@ -1,8 +1,8 @@
 """How long a dead holder keeps the lease: processes that hold it are killed or stopped, and another one waits for it.
 
 The holder works under the name of another host, so that the one that waits cannot look whether its process is gone and must
-wait until the lease runs out. `python chaos_takeover.py URL TTL` is the holder: it writes rows under its token until it dies
-or is refused.
+wait until the lease runs out. On SQLite a holder is stopped between its writes only. `python chaos_takeover.py URL TTL` is
+the holder: it writes rows under its token until it dies or is refused.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +90,13 @@ def _take_over(holder: subprocess.Popen[bytes], url: str, ttl: float, name: str,
     if holder.stdout is None or holder.stdout.readline() != b"held\n":
         raise RuntimeError("the holder did not get the lease")
     time.sleep(after)
-    os.killpg(holder.pid, getattr(signal, name))
-    began = time.monotonic()
     database = Database(url)
+    os.killpg(holder.pid, getattr(signal, name))
+    while name == "SIGSTOP" and _stopped_inside_a_write(holder, database):
+        os.killpg(holder.pid, signal.SIGCONT)
+        time.sleep(0.01)
+        os.killpg(holder.pid, signal.SIGSTOP)
+    began = time.monotonic()
     held = _wait_for(database, ttl)
     waited = time.monotonic() - began
     database.fence = held
@@ -102,6 +108,21 @@ def _take_over(holder: subprocess.Popen[bytes], url: str, ttl: float, name: str,
     held.release()
     database.close()
     return waited, refused
+
+
+def _stopped_inside_a_write(holder: subprocess.Popen[bytes], database: Database) -> bool:
+    """Whether the holder keeps the one lock of SQLite, which nobody can take from a process that lives."""
+    if database.dialect != "sqlite":
+        return False
+    os.waitpid(holder.pid, os.WUNTRACED)  # the signal is on its way before
+    with closing(sqlite3.connect(str(database.url.database), timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            return True
+        return False
 
 
 def _wait_for(database: Database, ttl: float) -> lease.HeldLease:

@@ -8,12 +8,13 @@ A holder that was paused past its expiry finds a larger token in the row: its ne
 
 One that was paused in the middle of a transaction keeps the row itself. PostgreSQL ends a transaction in which nothing was
 said for the lease's time to live; where the server waits in the middle of a statement (COPY, a large answer), whoever comes
-next ends it. SQLite keeps its one lock for as long as the process lives.
+next ends it. SQLite keeps its one lock for as long as the process lives: whoever comes next is told so.
 """
 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 import zlib
@@ -116,7 +117,8 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
 
 
 def _taken(database: Database, name: str, statement: sa.TextClause, holder: str, ttl: float) -> int | None:
-    """The new token; None where another process has the lease, or its row for longer than LOCK_SECONDS."""
+    """The new token; None where another process has the lease, or its row for longer than LOCK_SECONDS (on SQLite the whole
+    database, for longer than the engine waits)."""
     try:
         with _short(database, ttl) as connection:
             if database.dialect == "postgresql":
@@ -127,9 +129,17 @@ def _taken(database: Database, name: str, statement: sa.TextClause, holder: str,
             token: int | None = connection.scalar(statement, values)
             return token
     except sa.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+        if not _is_locked(error):
             raise
         return None
+
+
+def _is_locked(error: sa.exc.DBAPIError) -> bool:
+    """Whether somebody else's write was waited for in vain."""
+    if isinstance(error.orig, sqlite3.OperationalError):
+        # The low byte: the rest says how it came to be locked.
+        return error.orig.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+    return getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 _RESTORING = "a backup is being restored into this database; try again later"
@@ -230,7 +240,7 @@ def _expire_dead_holder(database: Database, name: str) -> None:
             connection.execute(statement)
     except sa.exc.DBAPIError as error:
         # In the middle of a write it was killed in: the server ends that by itself.
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+        if not _is_locked(error):
             raise
 
 

@@ -307,17 +307,18 @@ def test_what_bars_the_leases_outlasts_the_patience_of_server_and_pooler(databas
 
 
 def test_who_waits_for_a_write_that_does_not_end_is_told_what_to_do(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if database.dialect == "sqlite":
-        pytest.skip("SQLite's one lock is waited for by the database itself")
     monkeypatch.setattr(lease, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("activeseg.db.database.BUSY_SECONDS", 0.1)
     held = lease.acquire(database, "loop")
     expire(database)
-    with database.engine.begin() as connection:
-        connection.execute(sa.select(Lease.token).with_for_update())
+    other = Database(database_url)
+    with database.write() as session:
+        held.check(session)
         with pytest.raises(LeaseError, match=rf"{held.holder}.* in the middle of a write: try again later, or end it"):
-            lease.acquire(database, "loop", ttl=0.3)
+            lease.acquire(other, "loop", ttl=0.3)
+    other.close()
 
 
 def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:
