@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import sqlalchemy as sa
 from anyio import CapacityLimiter
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.routing import BaseRoute
 
 from activeseg import __version__
 from activeseg.config import Settings
@@ -60,6 +62,7 @@ def create_app(settings: Settings, database: Database, *, listening: str | None 
     """
     # The documentation pages of FastAPI load scripts from outside; the schema itself is enough for programs.
     app = FastAPI(
+        routes=list(_routes()),
         title="activeseg",
         version=__version__,
         description="Uncertainty rankings, images, rounds and runs; asking for a round.",
@@ -81,17 +84,24 @@ def create_app(settings: Settings, database: Database, *, listening: str | None 
     app.state.writes = CapacityLimiter(WRITES_AT_ONCE)
     app.add_middleware(Guard, hosts=app.state.hosts, limits=app.state.limits, sessions=app.state.sessions)
     answers.install(app)
-    app.include_router(api_router())
-    app.include_router(pictures_router())
-    app.include_router(operations_router())
-    app.include_router(metrics_router())
+    pages.install(app)
     if (secret := settings.webhook_secret()) is not None:
         app.include_router(hook_router(Hints(database), secret))
-    app.get("/healthz", response_model=Health, responses={503: {"model": answers.Problem}})(healthz)
-    app.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})(readyz)
-    pages.install(app)
     require_gates(app, OPEN_PATHS)
     return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """Those that every installation has. They hold nothing of one, and their schemas take longer than all the rest."""
+    router = APIRouter(max_body_size=MAX_BODY)
+    for part in (api_router(), pictures_router(), operations_router(), metrics_router()):
+        router.include_router(part)
+    router.get("/healthz", response_model=Health, responses={503: {"model": answers.Problem}})(healthz)
+    router.get("/readyz", response_model=Ready, responses={503: {"model": Ready}})(readyz)
+    router.include_router(pages.pages_router())
+    router.include_router(pages.own_pictures_router())
+    return tuple(router.routes)
 
 
 def healthz(request: Request) -> JSONResponse:

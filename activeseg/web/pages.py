@@ -85,9 +85,7 @@ def own_pictures_router() -> APIRouter:
 
 
 def install(app: FastAPI) -> None:
-    """Add the pages to an application."""
-    app.include_router(pages_router())
-    app.include_router(own_pictures_router())
+    """Have an application ask for a token where a page needs one."""
     app.add_exception_handler(LoginNeeded, _ask_to_log_in)
 
 
