@@ -1,6 +1,6 @@
 """Scores written in bulk against SQLAlchemy Core's insert(), and pages of the ranking, on SQLite and PostgreSQL.
 
-    python scripts/bench_database.py [--rows N] [--large] [--only sqlite|postgresql] [--skip-writes] [--json FILE]
+    python scripts/bench_database.py [--rows N] [--images N | --large] [--only sqlite|postgresql] [--skip-writes] [--json FILE]
 
 Rows: N images' scores (a million unless told otherwise) go into a new database twice, by our bulk write and by Core, under
 two configurations; the two take turns, chunk by chunk, so that a busy machine and growing indexes slow both. Queries: 10
@@ -334,7 +334,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="scores to write (a million)")
-    parser.add_argument("--large", action="store_true", help="queries at 10 million scores instead of one")
+    parser.add_argument("--images", type=int, default=100_000, help=f"images of the queries, each with {CONFIGS} scores")
+    parser.add_argument("--large", action="store_const", dest="images", const=1_000_000, help="queries at 10 million scores")
     parser.add_argument("--only", choices=KINDS, help="one of the databases")
     parser.add_argument("--skip-writes", action="store_true", help="queries only")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
@@ -348,7 +349,7 @@ def main() -> None:
             writes = measure_writes(kind, Path(folder()), options.rows)
             show(writes)
             found += writes
-        queries, rows = measure_queries(kind, Path(folder()), 1_000_000 if options.large else 100_000)
+        queries, rows = measure_queries(kind, Path(folder()), options.images)
         show(queries)
         show_times(rows)
         found += queries

@@ -187,6 +187,7 @@ def test_settings_made_anywhere_are_known(file: Path) -> None:
     assert masked("it is a-token-nobody-wrote-down!") == "it is ***!"
 
 
+@pytest.mark.slow
 def test_a_command_that_writes_no_line_does_not_wait_for_structlog() -> None:
     program = (
         "import logging, sys; from activeseg import logs; from activeseg.config import LogSection\n"

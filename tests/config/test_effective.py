@@ -36,6 +36,7 @@ def test_every_setting_is_told_with_where_it_comes_from(tmp_path: Path, monkeypa
     assert found["promotion", "tolerance"] == (Settings().promotion.tolerance, "default")
 
 
+@pytest.mark.slow
 def test_no_secret_is_ever_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for section, key in SECRETS:
         monkeypatch.setenv(f"ACTIVESEG_{section}__{key}".upper(), SECRET)

@@ -45,6 +45,7 @@ scored_images = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(scored_images)
 def test_ranking_equals_brute_force(scores: list[tuple[int, float]]) -> None:
     """Place of an image = how many beat it: a higher score, or the same score and a lower id."""

@@ -28,6 +28,7 @@ def test_the_frame_is_the_last_number_of_the_files_name(uri: str, expected: int 
 numbers = st.integers(-1, 12)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-1, 2), numbers), max_size=25),

@@ -99,6 +99,7 @@ def by_hand(own: np.ndarray, other: np.ndarray, channels: list[int] | None, samp
     return sorted(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [None, [0, 1]])
 def test_the_interval_is_that_of_seeds_and_images_drawn_one_by_one(channels: list[int] | None) -> None:
     own, other = drawn_counts(3, 6, 3, seed=1, lift=4), drawn_counts(3, 6, 3, seed=2)

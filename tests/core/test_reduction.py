@@ -382,6 +382,7 @@ def test_a_build_that_fails_is_told_once_and_breaks_nothing(
     assert complaint in (can_compile() or "nothing")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_what_was_built_serves_the_next_process(afresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     afresh.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))

@@ -72,6 +72,7 @@ def test_an_untouched_submission_gives_the_full_mask_back_bit_for_bit(case):
     assert restored.tobytes() == full.tobytes()
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the second implementation is slow on purpose
 @given(cases())
 def test_what_was_drawn_counts_and_the_rest_keeps_its_fine_detail(case):

@@ -112,6 +112,7 @@ def test_control_arm_is_an_unbiased_sample_of_the_whole_ranking() -> None:
     assert chi_square < 43.8  # 99.9 % quantile with 19 degrees of freedom
 
 
+@pytest.mark.slow
 def test_control_arm_estimates_the_mean_score_of_the_pool() -> None:
     scores = [
         item.score

@@ -57,6 +57,7 @@ numbers = st.one_of(st.floats(-1e6, 1e6, allow_subnormal=False), st.integers(-3,
 samples = st.lists(numbers, min_size=1, max_size=60)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(samples, samples)
 def test_it_is_its_formula(reference: list[float], sample: list[float]) -> None:
@@ -91,6 +92,7 @@ def test_what_chance_makes_is_the_chi_squared_bound() -> None:
     assert found.chance == pytest.approx((1 / 1000 + 1 / 400) * chi2.ppf(1 - LEVEL, BINS - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("before", "new"), [(50, 50), (3000, 50), (3000, 100), (50, 3000)])
 def test_equal_pools_seldom_raise_an_alarm(pool: str, before: int, new: int) -> None:

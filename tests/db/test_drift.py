@@ -143,6 +143,7 @@ def test_images_that_cannot_be_read_are_told_by_their_share(pool: Pool) -> None:
     assert "12 of 100 images could not be read (12%), [drift] max_quarantined is 10%" in (told or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_sample_of_many_scores_says_what_all_of_them_say(pool: Pool, monkeypatch: pytest.MonkeyPatch, moved: bool) -> None:
     """As with more than 50,000 scores: rows are looked up at image numbers drawn at random, holes among them."""

@@ -102,6 +102,7 @@ def test_a_downgrade_is_refused_while_an_open_task_shows_its_image_shrunk(databa
     assert database.revision() == "0001"
 
 
+@pytest.mark.slow
 def test_an_upgrade_keeps_the_rows_of_each_earlier_schema(database: Database, rows: Rows) -> None:
     image = rows.image()
     annotation = rows.annotation(image, query_id=rows.query(rows.round(), image))

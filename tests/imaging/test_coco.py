@@ -59,6 +59,7 @@ def test_long_runs_and_odd_sizes_too(shape: tuple[int, int]) -> None:
         assert np.array_equal(decode_counts(encode_rle(mask)["counts"], shape), mask)
 
 
+@pytest.mark.slow
 @given(st.data(), st.integers(1, 30), st.integers(1, 30))
 def test_polygons_cover_the_pixels_that_the_coco_api_gives_them(data: st.DataObject, height: int, width: int) -> None:
     point = st.tuples(st.floats(-8, width + 8), st.floats(-8, height + 8))

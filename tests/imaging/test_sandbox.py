@@ -82,6 +82,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None
     sandbox.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -103,6 +104,7 @@ def test_what_kills_its_decoder_has_a_reason_and_the_next_image_is_decoded(
     np.testing.assert_array_equal(sandbox.decode_image(GOOD, max_pixels=LIMIT), scene())
 
 
+@pytest.mark.slow
 def test_one_that_waits_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replaced(monkeypatch, tmp_path, "time.sleep(1000)")
     monkeypatch.setattr(sandbox, "WALL_SECONDS", 0.5)
@@ -166,6 +168,7 @@ def test_a_decoder_knows_no_secret_opens_nothing_and_makes_no_core(monkeypatch: 
     assert int(limits["Max cpu time"][0]) <= decoder.CPU_SECONDS + 5
 
 
+@pytest.mark.slow
 def test_a_decoder_ends_with_the_process_that_asked_it() -> None:
     code = (
         "import os, sys; from activeseg.imaging import sandbox\n"
@@ -203,6 +206,7 @@ def test_images_are_decoded_behind_the_wall_where_no_memory_can_be_sealed(monkey
         sandbox.probe(GOOD, max_pixels=10**17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "linux", [pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="seals")), False]
 )

@@ -71,6 +71,7 @@ HEADERS = dripping(b"", (HEAD % len(ANSWER)) + b"X-Long: " + b"x" * 200 + b"\r\n
 BODY = dripping((HEAD % len(ANSWER)) + b"\r\n", ANSWER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("serve", [HEADERS, BODY], ids=["headers", "body"])
 def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_to_its_end(impatient: Callable[[str], Http], serve: Serve) -> None:
     with serving(serve) as url:
@@ -82,6 +83,7 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_to_its_end(impatien
         http.close()
 
 
+@pytest.mark.slow
 def test_a_request_that_is_taken_drop_by_drop_is_given_up(
     impatient: Callable[[str], Http], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_request_that_is_taken_drop_by_drop_is_given_up(
         http.close()
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_waited_for_while_enough_of_it_comes(
     impatient: Callable[[str], Http], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,7 @@ CREATING: list[Callable[[LabelStudioClient], object]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [PERSONAL, LEGACY], ids=["personal", "legacy"])
 @pytest.mark.parametrize("create", CREATING, ids=["tasks", "files", "project", "removal"])
 def test_an_idle_connection_that_ends_as_a_creating_call_goes_out_makes_no_doubt(create, hasty, token):
@@ -258,6 +259,7 @@ def test_of_numbers_that_are_expected_only_those_are_listed_that_a_count_misses(
     assert Server(tasks).client().task_ids(1) == there
 
 
+@pytest.mark.slow
 def test_many_short_runs_of_expected_numbers_make_no_long_address():
     expected = [number for number in range(30_000) if number % 300 > 150]
     server = Server(Tasks(dict.fromkeys(expected, NOON)))

@@ -66,6 +66,7 @@ def scored(segmenter: Segmenter, **options) -> dict[int, ImageScore]:
     return {one.image_id: one for one in found if isinstance(one, ImageScore)}
 
 
+@pytest.mark.slow
 def test_an_embedding_comes_with_every_score_and_the_rest_where_it_is_asked_for(unsure: Segmenter) -> None:
     plain, full = scored(unsure, batch_size=2), scored(unsure, batch_size=2, needs=ALL)
     assert plain.keys() == full.keys() == {ref.image_id for ref in refs()}
@@ -78,6 +79,7 @@ def test_an_embedding_comes_with_every_score_and_the_rest_where_it_is_asked_for(
         assert full[number].feature == one.feature
 
 
+@pytest.mark.slow
 def test_bald_equals_passes_one_by_one_and_comes_again_in_another_batch(unsure: Segmenter) -> None:
     sigmoid = unsure.spec.head == "sigmoid"
     together, alone = (scored(unsure, batch_size=size, needs={"bald"}) for size in (8, 1))
@@ -185,6 +187,7 @@ def test_stored_gradients_keep_their_length_and_a_sure_image_has_none(unsure: Se
     assert not sure.any()
 
 
+@pytest.mark.slow
 def test_a_temperature_divides_the_logits_of_everything_but_the_embedding(unsure: Segmenter) -> None:
     cool, hot = scored(unsure, needs=ALL), scored(unsure, needs=ALL, temperature=2.0)
     with torch.no_grad():

@@ -95,6 +95,7 @@ def test_an_outcome_that_could_not_be_recorded_is_recorded_by_the_next_look(
     assert [(run.outcome, run.message) for run in runs()] == [("done", "worked")]
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_waits_for_the_database_to_record_its_run(
     outage: Outage, database: Database, nightly: Nightly, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def times(cron: Cron, start: datetime, end: datetime) -> list[datetime]:
     return list(takewhile(lambda time: time < end, cron.times(start)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ZONES, "America/Nuuk"])  # Nuuk skips the hour before midnight
 def test_what_looking_at_the_wall_clock_every_minute_finds_is_planned(name: str) -> None:
     zone = ZoneInfo(name)
@@ -93,6 +94,7 @@ def test_what_looking_at_the_wall_clock_every_minute_finds_is_planned(name: str)
                 assert cron.latest(now, within=timedelta(hours=10)) == wanted, (text, now)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZONES)
 def test_a_daily_job_runs_once_on_each_day_of_three_years(name: str) -> None:
     zone = ZoneInfo(name)

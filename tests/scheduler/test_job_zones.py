@@ -41,6 +41,7 @@ def test_each_job_goes_by_its_own_clocks(job: str, start: datetime, expected: li
     assert list(islice(cron.times(start), 3)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [date(2025, 3, 30), date(2025, 10, 26)])
 def test_two_schedulers_run_each_job_once_a_day_of_its_place_through_a_change_of_the_clocks(
     database: Database, runs: Callable[[], list[JobRun]], change: date

@@ -143,6 +143,7 @@ def test_a_redirect_within_the_named_hosts_is_followed_and_a_round_of_them_ends(
     assert len(server.asked) == 2 + 1 + fetching.MAX_REDIRECTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["status", "headers", "body"])
 def test_an_answer_that_drips_is_given_up_in_time_wherever_it_drips(server: Server, where: str) -> None:
     whole = b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 400 + b"\r\nContent-Length: 400\r\n\r\n" + b"y" * 400

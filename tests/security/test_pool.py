@@ -104,6 +104,7 @@ def test_a_file_that_grew_is_not_read_to_its_end(tmp_path: Path) -> None:
     assert again == opened, "a file that was refused is still open"
 
 
+@pytest.mark.slow
 def test_hostile_files_of_every_kind_have_a_reason_each(tmp_path: Path) -> None:
     """`scripts/bench_hostile.py` with 2,000 of them is the long form."""
     figures = bench_hostile.work(tmp_path, 160, seed=7)

@@ -131,6 +131,7 @@ def test_a_group_of_the_manifest_wins_over_the_pattern_and_what_has_none_is_name
     assert report.details["groups in both train and val"] == "1 (clip 7)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_imported_where_it_came_from_it_writes_nothing(source: Any, tmp_path: Path, layout: Any) -> None:
     workspace = fill(source())
