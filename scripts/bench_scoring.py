@@ -4,8 +4,10 @@
 
 `end to end`: the real command (`score_pool` on SQLite) and, in turn with it in one process, the same network's bare forward on
 tensors in memory (same batch and precision, its own upsampling included): eager, and compiled with constants frozen. The faster
-of these two is the anchor. Compiling is done before, and counted apart. `documents`: what the source documents do with the same
-files and network, one image at a time: Resize 640, float32, softmax, p log(p + 1e-6), sum, argmax.
+of these two is the anchor; the last of them once more with freed memory kept, as the command does it (`nn.heap`), stands beside
+it. Compiling is done before, and counted apart. `documents`: what the source documents do with the same
+files and network, one image at a time: Resize 640, float32, softmax, p log(p + 1e-6), sum, argmax. Before the turns it is
+measured how soon after the network is loaded its first batch is computed.
 
 `growth`: a very narrow network on 64x64 JPEGs, pools of --pools images, each in a process of its own: peak memory, time per
 image, and the seconds that a pool takes of which nothing changed.
@@ -24,11 +26,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import sqlalchemy as sa
@@ -50,16 +53,21 @@ from activeseg.nn.batches import MAX_BATCH_PIXELS
 from activeseg.nn.checkpoint import NetworkSpec, Segmenter, checkpoint_bytes, load_checkpoint, new_segmenter
 from activeseg.nn.compiling import Takeover, compile_module, machine_name
 from activeseg.nn.device import autocast, describe_device, pick_device, pick_precision
+from activeseg.nn.heap import kept_heap
+from activeseg.nn.scoring import Scorer
 from activeseg.stages import score
 from activeseg.workspace import Workspace, open_workspace
 
 CLASSES = 21
 REACH = {"fcn_resnet50": 0.95, "lraspp_mobilenet_v3_large": 0.90}
-IMAGES = {"fcn_resnet50": 8}
+IMAGES, LIGHT = {"fcn_resnet50": 8}, 96
 ON_GPU = 0.97
 DOCUMENTS_REACH = {"cpu": 5.5, "cuda": 30.0}
 FLAT = 1.05
+AT_ONCE = 2.0
+"""Seconds from the loaded network to its first batch."""
 DRAWN = 24
+KEPT = ", heap kept"
 
 
 @dataclass(frozen=True)
@@ -117,15 +125,15 @@ class BareForward:
         self.networks["compiled"] = compiled
         return self.run("compiled", 1).wall
 
-    def run(self, kind: str, count: int) -> Spent:
-        """At least `count` images."""
+    def run(self, kind: str, count: int, *, kept: bool = False) -> Spent:
+        """At least `count` images. kept: with the heap as the command keeps it."""
         network, batches = self.networks[kind], -(-count // len(self.batch))
 
         def work() -> None:
             for _ in range(batches):
                 network(self.batch)
 
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        with kept_heap() if kept else nullcontext(), torch.inference_mode(), autocast(self.device, self.precision):
             return measured(work, batches * len(self.batch), self.device)
 
 
@@ -179,7 +187,7 @@ def main() -> None:
         files = source_files(options, Path(folder))
         for architecture in options.architecture:
             measures += end_to_end(architecture, files, Path(folder) / architecture, options, device)
-        if options.pools:
+        if any(options.pools):
             measures += growth(options, Path(folder))
     print_table(measures)
     if options.json:
@@ -192,20 +200,25 @@ def end_to_end(
     architecture: str, files: Sequence[Path], folder: Path, options: argparse.Namespace, device: torch.device
 ) -> list[Measure]:
     """The command, the bare forward and the documents' way, in turns."""
-    count, precision = options.images or IMAGES.get(architecture, 24), pick_precision(device, options.precision)
+    count, precision = options.images or IMAGES.get(architecture, LIGHT), pick_precision(device, options.precision)
     model = {"architecture": architecture, "short_side": options.short_side, "device": options.device}
     model |= {"precision": options.precision}
     kinds = ["eager"] if options.compile == "never" or can_compile() else ["eager", "compiled"]
-    with workspace_in(folder, files, count * (options.turns + 1), model) as workspace:
+    size = network_size(files[0], options.short_side)
+    batch = max(1, min(options.batch, MAX_BATCH_PIXELS // (size[0] * size[1])))
+    with workspace_in(folder, files, batch + count * (options.turns + 1), model) as workspace:
+        began = Measure(
+            f"{architecture}: network loaded to first batch", until_first_batch(workspace, batch), AT_ONCE, 1.0, "s", "less"
+        )
         segmenter = champion(workspace)
-        size = network_size(files[0], options.short_side)
-        batch = max(1, min(options.batch, MAX_BATCH_PIXELS // (size[0] * size[1])))
         bare = BareForward(segmenter, size, batch, device, precision)
         if "compiled" in kinds:
             say(f"  {architecture}: bare forward compiled in {bare.compile(folder / 'bare'):.0f} s")
         documents = DocumentsWay(champion(workspace), files, options.short_side, device)
         turns: dict[str, Callable[[], Spent]] = {"command": partial(command, workspace, count, batch, kinds[-1])}
         turns |= {f"bare {kind}": partial(bare.run, kind, count) for kind in kinds}
+        if device.type == "cpu":
+            turns[f"bare {kinds[-1]}{KEPT}"] = partial(bare.run, kinds[-1], count, kept=True)
         turns["documents"] = partial(documents.run, options.documents)
         spent: dict[str, list[Spent]] = {name: [] for name in turns}
         for turn in range(options.turns + 1):
@@ -216,7 +229,7 @@ def end_to_end(
                 if turn:  # the first one warms up
                     spent[name].append(found)
         say(f"  {architecture}: {last_run(workspace)}")
-    return list(compared(architecture, spent, kinds, device))
+    return [began, *compared(architecture, spent, kinds, device)]
 
 
 def compared(architecture: str, spent: dict[str, list[Spent]], kinds: list[str], device: torch.device) -> Iterator[Measure]:
@@ -227,6 +240,8 @@ def compared(architecture: str, spent: dict[str, list[Spent]], kinds: list[str],
         reach = ON_GPU if device.type == "cuda" else REACH.get(architecture)
         unit = f"images/s, {clock} seconds"
         yield Measure(f"{architecture}: score / {fastest}", rates["command"], rates[fastest], reach, unit)
+        for name in (name for name in rates if name.endswith(KEPT)):
+            yield Measure(f"{architecture}: score / {name}", rates["command"], rates[name], None, unit)
         reach = DOCUMENTS_REACH[device.type]
         yield Measure(f"{architecture}: score / documents", rates["command"], rates["documents"], reach, unit)
 
@@ -238,16 +253,35 @@ def command(workspace: Workspace, count: int, batch: int, kind: str) -> Spent:
     )
     workspace = Workspace(workspace.settings.model_copy(update={"scoring": scoring}), workspace.database)
     device = pick_device(workspace.settings.model.device)
-    with apart(score, "_load", device) as loading, apart(Takeover, "_compile", device) as compiling:
+    with apart(score, score._open, device) as loading, apart(Takeover, Takeover._compile, device) as compiling:
         spent = measured(lambda: score.score_pool(workspace, budget=Budget(str(count), images=count)), count, device)
     wall, processor = (loading[at] + compiling[at] for at in (0, 1))
     return Spent(spent.wall - wall, spent.processor - processor, count)
 
 
+def until_first_batch(workspace: Workspace, batch: int) -> float:
+    """Seconds from the network being loaded to its first batch being computed, by `activeseg score` as it is installed."""
+    loaded, submitted = list[float](), list[float]()
+
+    def load(*arguments: Any) -> Any:
+        found = opening(*arguments)
+        loaded.append(time.perf_counter())
+        return found
+
+    def submit(*arguments: Any) -> Any:
+        submitted.append(time.perf_counter())
+        return submitting(*arguments)
+
+    opening, submitting = score._open, Scorer.submit
+    with patch.object(score, opening.__name__, load), patch.object(Scorer, submitting.__name__, submit):
+        score.score_pool(workspace, budget=Budget(str(batch), images=batch))
+    return submitted[0] - loaded[0]
+
+
 @contextmanager
-def apart(owner: Any, name: str, device: torch.device) -> Iterator[list[float]]:
-    """Wall and processor seconds that calls of `owner.name` took in the block."""
-    spent, function = [0.0, 0.0], getattr(owner, name)
+def apart(owner: Any, function: Callable[..., Any], device: torch.device) -> Iterator[list[float]]:
+    """Wall and processor seconds that calls of the owner's function took in the block."""
+    spent, name = [0.0, 0.0], function.__name__
 
     def timed(*arguments: Any) -> Any:
         began = clocks(device)
@@ -411,7 +445,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with JPEGs of one size")
     parser.add_argument("--architecture", nargs="*", default=list(REACH))
-    parser.add_argument("--images", type=int, help="images of a turn (default: 8 of fcn_resnet50, 24 of lighter networks)")
+    parser.add_argument("--images", type=int, help="images of a turn (default: 8 of fcn_resnet50, 96 of lighter networks)")
     parser.add_argument("--turns", type=int, default=2, help="after one that warms up")
     parser.add_argument("--documents", type=int, default=2, help="images of a turn by the documents' way")
     parser.add_argument("--batch", type=int, default=4)

@@ -38,7 +38,9 @@ def ml_backend(
     from activeseg.mlbackend.auth import login
     from activeseg.mlbackend.champion import Champion
     from activeseg.mlbackend.pictures import Pictures
+    from activeseg.nn.heap import share_heap
 
+    share_heap()  # requests are answered in threads
     with ExitStack() as stack:
         workspace = stack.enter_context(workspace_of(context))
         section = workspace.settings.ml_backend

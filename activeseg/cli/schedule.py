@@ -43,8 +43,10 @@ def schedule(
     `sync`, `score`, `push`, `train`, `promote`, `report` and `gc` run where [schedule] has a time for them. Ctrl-C or SIGTERM
     ends it: the running job stops at its next chunk, a second signal kills it.
     """
+    from activeseg.nn.heap import share_heap
     from activeseg.scheduler import Scheduler, loop_jobs, watcher
 
+    share_heap()  # jobs run in a thread
     with workspace_of(context) as workspace:
         settings = workspace.settings
         zone = settings.zone

@@ -23,6 +23,7 @@ from activeseg.nn.batches import BATCH_SIZE, Loaded, batches_by_size
 from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import LabeledImage, load_checked, to_pixels
 from activeseg.nn.decoding import default_readers
+from activeseg.nn.heap import kept_heap
 from activeseg.nn.infer import at_size, forward
 from activeseg.nn.prefetch import map_ahead
 from activeseg.records import ClassMetric
@@ -89,6 +90,7 @@ class Evaluation:
         return tuple(replace(record, smoothed_iou=iou, smoothed_dice=dice) for record, iou, dice in records)
 
 
+@kept_heap()
 def evaluate(
     segmenter: Segmenter,
     images: Sequence[LabeledImage],

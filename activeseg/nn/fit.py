@@ -26,6 +26,7 @@ from activeseg.nn.data import LabeledImage, Samples, UnlabeledImage, UnlabeledSa
 from activeseg.nn.device import autocast, pick_precision
 from activeseg.nn.ema import MovingAverage
 from activeseg.nn.evaluate import evaluate
+from activeseg.nn.heap import kept_heap
 from activeseg.nn.losses import median_frequency_weights, segmentation_loss
 from activeseg.nn.prefetch import map_ahead
 from activeseg.nn.random_state import own_random_state, seed_dropout, training_mode
@@ -65,6 +66,7 @@ class FitResult:
     thresholds: tuple[float, ...] = ()
 
 
+@kept_heap()
 def fit(
     segmenter: Segmenter,
     images: Sequence[LabeledImage],

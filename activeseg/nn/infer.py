@@ -24,6 +24,7 @@ from activeseg.nn.checkpoint import Segmenter
 from activeseg.nn.data import stack_pixels, to_input
 from activeseg.nn.decoding import Loader, Read
 from activeseg.nn.device import autocast, describe_device
+from activeseg.nn.heap import kept_heap
 from activeseg.nn.pace import Pace
 from activeseg.nn.scoring import Scorer, Submitted, evaluating, image_scores
 from activeseg.records import ImageRef, ImageScore, ScoreFailure
@@ -89,7 +90,7 @@ def score_images(
     )
     loader = Loader(read, segmenter.spec.input_policy)
     images, limit = (images, BatchLimit(batch_size)) if batch_size else _tried(scorer, loader, iter(images))
-    with closing(loader.ahead(images, readers=readers, ahead=2 * limit.images)) as loaded:
+    with kept_heap(), closing(loader.ahead(images, readers=readers, ahead=2 * limit.images)) as loaded:
         batches: Batches = batches_by_size(pace.each("decode", loaded), limit)
         fitting = Fitting(scorer.submit, limit, describe_device(device))
         yield from _scores(scorer, fitting, batches, pace)
@@ -106,7 +107,7 @@ def predict_masks(
 ) -> Generator[Prediction | ScoreFailure, None, None]:
     """Masks, entropy maps and class confidences at each image's own size; order and errors of reading as `score_images`."""
     loader = Loader(read, segmenter.spec.input_policy)
-    with closing(loader.ahead(images, readers=0, ahead=2 * batch_size)) as loaded:
+    with kept_heap(), closing(loader.ahead(images, readers=0, ahead=2 * batch_size)) as loaded:
         batches: Batches = batches_by_size(loaded, batch_size)
         for batch in batches:
             if isinstance(batch, ScoreFailure):
