@@ -7,7 +7,7 @@ tensors in memory (same batch and precision, its own upsampling included): eager
 of these two is the anchor; the last of them once more with freed memory kept, as the command does it (`nn.heap`), stands beside
 it. Compiling is done before, and counted apart. `documents`: what the source documents do with the same
 files and network, one image at a time: Resize 640, float32, softmax, p log(p + 1e-6), sum, argmax. Before the turns it is
-measured how soon after the network is loaded its first batch is computed.
+measured how soon after the network is loaded its first batch goes in.
 
 `growth`: a very narrow network on 64x64 JPEGs, pools of --pools images, each in a process of its own: peak memory, time per
 image, and the seconds that a pool takes of which nothing changed.
@@ -65,7 +65,7 @@ ON_GPU = 0.97
 DOCUMENTS_REACH = {"cpu": 5.5, "cuda": 30.0}
 FLAT = 1.05
 AT_ONCE = 2.0
-"""Seconds from the loaded network to its first batch."""
+"""Seconds from the loaded network until its first batch goes in."""
 DRAWN = 24
 KEPT = ", heap kept"
 
@@ -208,7 +208,12 @@ def end_to_end(
     batch = max(1, min(options.batch, MAX_BATCH_PIXELS // (size[0] * size[1])))
     with workspace_in(folder, files, batch + count * (options.turns + 1), model) as workspace:
         began = Measure(
-            f"{architecture}: network loaded to first batch", until_first_batch(workspace, batch), AT_ONCE, 1.0, "s", "less"
+            f"{architecture}: network loaded until its first batch goes in",
+            until_first_batch(workspace, batch),
+            AT_ONCE,
+            1.0,
+            "s",
+            "less",
         )
         segmenter = champion(workspace)
         bare = BareForward(segmenter, size, batch, device, precision)
@@ -241,7 +246,7 @@ def compared(architecture: str, spent: dict[str, list[Spent]], kinds: list[str],
         unit = f"images/s, {clock} seconds"
         yield Measure(f"{architecture}: score / {fastest}", rates["command"], rates[fastest], reach, unit)
         for name in (name for name in rates if name.endswith(KEPT)):
-            yield Measure(f"{architecture}: score / {name}", rates["command"], rates[name], None, unit)
+            yield Measure(f"{architecture}: score / {name}", rates["command"], rates[name], reach, unit)
         reach = DOCUMENTS_REACH[device.type]
         yield Measure(f"{architecture}: score / documents", rates["command"], rates["documents"], reach, unit)
 
@@ -260,7 +265,7 @@ def command(workspace: Workspace, count: int, batch: int, kind: str) -> Spent:
 
 
 def until_first_batch(workspace: Workspace, batch: int) -> float:
-    """Seconds from the network being loaded to its first batch being computed, by `activeseg score` as it is installed."""
+    """Seconds from the network being loaded until its first batch goes in, by `activeseg score` as it is installed."""
     loaded, submitted = list[float](), list[float]()
 
     def load(*arguments: Any) -> Any:

@@ -31,6 +31,7 @@ from activeseg.errors import LeaseError
 
 REFUSED = 3
 TRIES_EVERY = 0.25
+PATIENCE = 30.0
 ALLOWED = 2.0
 """Seconds beyond the lease."""
 
@@ -92,7 +93,10 @@ def _take_over(holder: subprocess.Popen[bytes], url: str, ttl: float, name: str,
     time.sleep(after)
     database = Database(url)
     os.killpg(holder.pid, getattr(signal, name))
+    until = time.monotonic() + PATIENCE
     while name == "SIGSTOP" and _stopped_inside_a_write(holder, database):
+        if time.monotonic() > until:
+            raise RuntimeError(f"in {PATIENCE:g} s the holder was never found outside a write")
         os.killpg(holder.pid, signal.SIGCONT)
         time.sleep(0.01)
         os.killpg(holder.pid, signal.SIGSTOP)

@@ -32,15 +32,16 @@ def ml_backend(
 
     A task opened by hand, which no query sent, gets the champion's mask too. Connecting has side effects: see the docs.
     """
+    from activeseg.nn.heap import share_heap
+
+    share_heap()  # requests are answered in threads
     from activeseg.listening import open_socket, run, url_of
     from activeseg.mlbackend.answers import Answers
     from activeseg.mlbackend.app import create_app
     from activeseg.mlbackend.auth import login
     from activeseg.mlbackend.champion import Champion
     from activeseg.mlbackend.pictures import Pictures
-    from activeseg.nn.heap import share_heap
 
-    share_heap()  # requests are answered in threads
     with ExitStack() as stack:
         workspace = stack.enter_context(workspace_of(context))
         section = workspace.settings.ml_backend

@@ -44,9 +44,10 @@ def schedule(
     ends it: the running job stops at its next chunk, a second signal kills it.
     """
     from activeseg.nn.heap import share_heap
-    from activeseg.scheduler import Scheduler, loop_jobs, watcher
 
     share_heap()  # jobs run in a thread
+    from activeseg.scheduler import Scheduler, loop_jobs, watcher
+
     with workspace_of(context) as workspace:
         settings = workspace.settings
         zone = settings.zone

@@ -103,9 +103,16 @@ def acquire(database: Database, name: str, *, ttl: float = TTL_SECONDS) -> HeldL
         with database.read() as session:
             other = session.get(Lease, name)
             free = session.scalar(sa.select(Lease.name).where(Lease.name == name, ~_lives(session, ttl))) is not None
+        # SQLite's lock is one for all, and anybody may have it; else who waits for a lease waits for its holder.
+        idle = database.dialect == "sqlite" and (other is None or other.expires_at == 0)
         who = other.holder if other else "unknown"
-        if not free:
+        if not free and not idle:
             raise LeaseError(f"another process is at work on this database ({who}); try again later")
+        if time.monotonic() > until and idle:
+            raise LeaseError(
+                "the database stays locked by somebody who writes to it, and nobody holds the lease: try again later, or look "
+                f"which process has {database.url.database} open"
+            )
         if time.monotonic() > until:
             raise LeaseError(
                 f"another process is at work on this database ({who}), or was stopped in the middle of a write: try again "

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +23,7 @@ PATIENCE = 30
 
 def expire(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(sa.update(Lease).values(expires_at=0.0))
+        connection.execute(sa.update(Lease).values(expires_at=1.0))  # long ago; 0 is one that was released
 
 
 def row(database: Database) -> Lease:
@@ -313,12 +314,27 @@ def test_who_waits_for_a_write_that_does_not_end_is_told_what_to_do(
     monkeypatch.setattr("activeseg.db.database.BUSY_SECONDS", 0.1)
     held = lease.acquire(database, "loop")
     expire(database)
-    other = Database(database_url)
-    with database.write() as session:
+    with closing(Database(database_url)) as other, database.write() as session:
         held.check(session)
         with pytest.raises(LeaseError, match=rf"{held.holder}.* in the middle of a write: try again later, or end it"):
             lease.acquire(other, "loop", ttl=0.3)
-    other.close()
+
+
+def test_who_waits_for_a_write_outside_the_lease_is_sent_to_nobody(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.dialect == "postgresql":
+        pytest.skip("there a write outside the lease keeps nobody from taking it")
+    monkeypatch.setattr(lease, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("activeseg.db.database.BUSY_SECONDS", 0.1)
+    with closing(Database(database_url)) as other:
+        for _ in range(2):  # before anybody held it, and after it was released
+            with database.write() as session:
+                session.connection()  # only now the transaction begins
+                with pytest.raises(LeaseError, match="nobody holds the lease") as caught:
+                    lease.acquire(other, "loop", ttl=0.3)
+            assert str(os.getpid()) not in str(caught.value)
+            lease.acquire(database, "loop").release()
 
 
 def test_a_holder_whose_process_is_gone_is_not_waited_for(database: Database, rows: Rows) -> None:
