@@ -10,7 +10,8 @@ files and network, one image at a time: Resize 640, float32, softmax, p log(p + 
 measured how soon after the network is loaded its first batch goes in.
 
 `growth`: a very narrow network on 64x64 JPEGs, pools of --pools images, each in a process of its own: peak memory, time per
-image, and the seconds that a pool takes of which nothing changed.
+image, and the seconds that a pool takes of which nothing changed. The small pool is done several times, before the large one
+and after it, and stands with its medians: a thousand images take two seconds, of which two runs differ by a tenth.
 
 DIR holds JPEGs of one size (searched through its folders); without it, street scenes of 480x360 are drawn.
 """
@@ -67,6 +68,7 @@ FLAT = 1.05
 AT_ONCE = 2.0
 """Seconds from the loaded network until its first batch goes in."""
 DRAWN = 24
+BEFORE, AFTER = 3, 4
 KEPT = ", heap kept"
 
 
@@ -206,7 +208,7 @@ def end_to_end(
     kinds = ["eager"] if options.compile == "never" or can_compile() else ["eager", "compiled"]
     size = network_size(files[0], options.short_side)
     batch = max(1, min(options.batch, MAX_BATCH_PIXELS // (size[0] * size[1])))
-    with workspace_in(folder, files, batch + count * (options.turns + 1), model) as workspace:
+    with workspace_in(folder, files, 2 * batch + count * options.turns, model) as workspace:
         began = Measure(
             f"{architecture}: network loaded until its first batch goes in",
             until_first_batch(workspace, batch),
@@ -220,19 +222,19 @@ def end_to_end(
         if "compiled" in kinds:
             say(f"  {architecture}: bare forward compiled in {bare.compile(folder / 'bare'):.0f} s")
         documents = DocumentsWay(champion(workspace), files, options.short_side, device)
-        turns: dict[str, Callable[[], Spent]] = {"command": partial(command, workspace, count, batch, kinds[-1])}
-        turns |= {f"bare {kind}": partial(bare.run, kind, count) for kind in kinds}
-        if device.type == "cpu":
-            turns[f"bare {kinds[-1]}{KEPT}"] = partial(bare.run, kinds[-1], count, kept=True)
-        turns["documents"] = partial(documents.run, options.documents)
+        kept = kinds[-1] if device.type == "cpu" else None
+        turns: dict[str, Callable[[int], Spent]] = {"command": partial(command, workspace, batch, kinds[-1])}
+        turns |= {f"bare {kind}": partial(bare.run, kind) for kind in kinds}
+        turns |= {f"bare {kept}{KEPT}": partial(bare.run, kept, kept=True)} if kept else {}
+        turns["documents"] = lambda images: documents.run(min(images, options.documents))
+        for run in turns.values():  # warms up
+            run(batch)
         spent: dict[str, list[Spent]] = {name: [] for name in turns}
-        for turn in range(options.turns + 1):
+        for turn in range(options.turns):
             for name, run in turns.items():
-                found = run()
+                spent[name].append(found := run(count))
                 each = found.each("processor")
-                say(f"  {architecture} turn {turn}: {name} {found.images / found.wall:.3f}/s ({each:.3f} CPU s)")
-                if turn:  # the first one warms up
-                    spent[name].append(found)
+                say(f"  {architecture} turn {turn + 1}: {name} {found.images / found.wall:.3f}/s ({each:.3f} CPU s)")
         say(f"  {architecture}: {last_run(workspace)}")
     return [began, *compared(architecture, spent, kinds, device)]
 
@@ -251,7 +253,7 @@ def compared(architecture: str, spent: dict[str, list[Spent]], kinds: list[str],
         yield Measure(f"{architecture}: score / documents", rates["command"], rates["documents"], reach, unit)
 
 
-def command(workspace: Workspace, count: int, batch: int, kind: str) -> Spent:
+def command(workspace: Workspace, batch: int, kind: str, count: int) -> Spent:
     """`activeseg score` on the next `count` images, without loading the network and without compiling it."""
     scoring = workspace.settings.scoring.model_copy(
         update={"compile": "always" if kind == "compiled" else "never", "batch_size": batch}
@@ -314,9 +316,12 @@ def last_run(workspace: Workspace) -> str:
 
 def growth(options: argparse.Namespace, folder: Path) -> Iterator[Measure]:
     """Peak memory and time per image of a small and a large pool."""
-    small, large = (alone(grow, folder / f"pool-{size}", size) for size in options.pools)
     few, many = options.pools
-    say(f"  pools of {few} and {many}: {small} {large}")
+    every = [alone(grow, folder / f"small-{number}", few) for number in range(BEFORE)]
+    large = alone(grow, folder / "large", many)
+    every += [alone(grow, folder / f"small-{BEFORE + number}", few) for number in range(AFTER)]
+    small = {name: statistics.median(one[name] for one in every) for name in large}
+    say(f"  pools of {few}: {[round(one['each'], 3) for one in every]} ms an image; of {many}: {large}")
     yield Measure(f"peak memory, {many} images against {few}", large["peak"], small["peak"], FLAT, "MB", "less")
     yield Measure(f"time per image, {many} against {few}", large["each"], small["each"], FLAT, "ms", "less")
     yield Measure(f"unchanged pool of {many} again", large["again"], large["all"], None, "seconds", "less")
@@ -451,7 +456,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with JPEGs of one size")
     parser.add_argument("--architecture", nargs="*", default=list(REACH))
     parser.add_argument("--images", type=int, help="images of a turn (default: 8 of fcn_resnet50, 96 of lighter networks)")
-    parser.add_argument("--turns", type=int, default=2, help="after one that warms up")
+    parser.add_argument("--turns", type=int, default=1, help="each with all kinds, after a batch of each that warms up")
     parser.add_argument("--documents", type=int, default=2, help="images of a turn by the documents' way")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--short-side", type=int, default=640)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from activeseg.backtest.dataset import ReplayData, Sample
 from activeseg.config import Settings
+from activeseg.nn.device import pick_device, pick_precision
 
 VERSION = 1
 """Raise it when the replay itself changes what comes out of the same data and settings."""
@@ -49,10 +50,11 @@ _LEFT_OUT = {
 
 
 def base_description(settings: Settings, data: ReplayData) -> dict[str, Any]:
-    """What all units of a backtest have in common: network, recipe, classes, images and masks."""
+    """What all units of a backtest have in common: network, recipe, classes, images and masks, and the precision that the
+    device here computes in."""
     return {
         "version": VERSION,
-        "model": _section(settings.model, _MODEL, _LEFT_OUT["model"]),
+        "model": _section(settings.model, _MODEL, _LEFT_OUT["model"]) | {"precision": _precision(settings)},
         "training": _section(settings.training, _TRAINING, _LEFT_OUT["training"]),
         "scoring": _section(settings.scoring, frozenset(), _LEFT_OUT["scoring"]),
         "selection": _section(settings.selection, frozenset(), _LEFT_OUT["selection"]),
@@ -61,6 +63,13 @@ def base_description(settings: Settings, data: ReplayData) -> dict[str, Any]:
         "pool": _digest_of(data.pool.values()),
         "held": _digest_of(data.held.values()),
     }
+
+
+def _precision(settings: Settings) -> str:
+    """Not the setting: 'auto' means one thing on one machine and another on the next, and their units must not be mixed."""
+    picked = pick_precision(pick_device(settings.model.device), settings.model.precision)
+    # The first units were made where auto is float32, and call it that.
+    return "auto" if picked == "float32" else picked
 
 
 def digest(value: Any) -> str:

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int PIECE = 64;     // pixels
+constexpr int PIECE = 128;    // pixels
 constexpr float LOWEST = -87; // exp of less is taken for 0: it would be subnormal
 
 struct Taps { // pixel i lies between coarse positions first[i] and second[i], `weight[i]` of the way
@@ -104,8 +104,11 @@ struct Piece { // working memory of a piece: (classes, PIECE) each
     float *one, *two;
 };
 
-void softmax_piece(int classes, const float *above, const float *below, int width, float weight, int count, float threshold,
+// The number of pixels is PIXELS or, where that is 0, `some`: loops of a fixed length, nearly all, have no rest to look after.
+template <int PIXELS>
+void softmax_piece(int classes, const float *above, const float *below, int width, float weight, int some, float threshold,
                    Piece piece, Sums sums, uint8_t *labels) {
+    const int count = PIXELS ? PIXELS : some;
     float best[PIECE], second[PIECE], others[PIECE], product[PIECE], share[PIECE], mixed[PIECE], entropy[PIECE];
     int32_t winner[PIECE];
     between(above, below, weight, piece.one, count);
@@ -168,8 +171,10 @@ void softmax_piece(int classes, const float *above, const float *below, int widt
         for (int j = 0; j < count; j++) labels[j] = (uint8_t)winner[j];
 }
 
-void sigmoid_piece(int classes, const float *above, const float *below, int width, float weight, int count, float threshold,
+template <int PIXELS>
+void sigmoid_piece(int classes, const float *above, const float *below, int width, float weight, int some, float threshold,
                    Piece piece, Sums sums, uint8_t *labels, int64_t plane) {
+    const int count = PIXELS ? PIXELS : some;
     float entropy[PIECE], doubt[PIECE], odds[PIECE]; // doubt: 1 - p of the likeliest outcome; odds: of the next one to it
     for (int j = 0; j < count; j++) entropy[j] = doubt[j] = odds[j] = 0;
     for (int channel = 0; channel < classes; channel++) {
@@ -232,17 +237,20 @@ extern "C" int reduce_band(const float *coarse, int classes, int rows, int colum
     const Taps across = {across_first, across_second, across_weight};
     Lines lines = {coarse, classes, rows, columns, width, across, {memory, memory + line}, {-1, -1}};
     const Piece piece = {memory + 2 * line, memory + 2 * line + piece_size};
+    const int64_t plane = (int64_t)height * width;
     for (int y = from; y < to; y++) {
-        const float *above = lines.at(down_first[y]), *below = lines.at(down_second[y]);
+        const float weight = down_weight[y], *above = lines.at(down_first[y]), *below = lines.at(down_second[y]);
         for (int x = 0; x < width; x += PIECE) {
             const int count = width - x < PIECE ? width - x : PIECE;
             const Sums sums = {column_sums + x, pixel_sums, class_sums};
             uint8_t *here = labels ? labels + (int64_t)y * width + x : nullptr;
-            if (sigmoid)
-                sigmoid_piece(classes, above + x, below + x, width, down_weight[y], count, threshold, piece, sums, here,
-                              (int64_t)height * width);
-            else
-                softmax_piece(classes, above + x, below + x, width, down_weight[y], count, threshold, piece, sums, here);
+            if (sigmoid) {
+                const auto reduce = count == PIECE ? sigmoid_piece<PIECE> : sigmoid_piece<0>;
+                reduce(classes, above + x, below + x, width, weight, count, threshold, piece, sums, here, plane);
+            } else {
+                const auto reduce = count == PIECE ? softmax_piece<PIECE> : softmax_piece<0>;
+                reduce(classes, above + x, below + x, width, weight, count, threshold, piece, sums, here);
+            }
         }
     }
     free(memory);

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from activeseg.backtest.dataset import ReplayData, Sample
 from activeseg.backtest.fingerprint import base_description, digest, unit_fingerprint
 from activeseg.config import Settings
@@ -12,9 +14,11 @@ from tests.factories import CLASSES
 
 POOL = {name: Sample(name, f"image {name}", f"mask {name}", (1, 2, 3)) for name in ("a.png", "b.png", "c.png")}
 HELD = {"d.png": Sample("d.png", "image d", "mask d", (3, 2, 1))}
+GROUPED = Settings(pool={"group_pattern": "(a)"}, model={"precision": "float32"})
 
 
 def described(pool: dict[str, Sample] = POOL, held: dict[str, Sample] = HELD, **sections: dict[str, Any]) -> dict[str, Any]:
+    sections["model"] = {"precision": "float32"} | sections.get("model", {})
     return base_description(Settings(**sections), ReplayData(Path("anywhere"), CLASSES, pool, held, {}))
 
 
@@ -44,6 +48,7 @@ def test_everything_that_decides_a_result_is_in_it() -> None:
     other = {name: Sample(name, f"image {name}", "another mask", (1, 2, 3)) for name in POOL}
     changed = [
         described(model={"width": 0.5}),
+        described(model={"precision": "bfloat16"}),
         described(training={"learning_rate": 0.02}),
         described(training={"recipe": "documents"}),
         described(training={"unlabelled": "pseudo"}),
@@ -55,7 +60,7 @@ def test_everything_that_decides_a_result_is_in_it() -> None:
         described(selection={"min_frame_gap": 3}),
         described(selection={"max_per_group": 2}),
         described(selection={"bootstrap": "kcenter"}),
-        base_description(Settings(pool={"group_pattern": "(a)"}), ReplayData(Path("anywhere"), CLASSES, POOL, HELD, {})),
+        base_description(GROUPED, ReplayData(Path("anywhere"), CLASSES, POOL, HELD, {})),
         described(pool=other),
         described(held={}),
     ]
@@ -70,6 +75,14 @@ def test_everything_that_decides_a_result_is_in_it() -> None:
     ]
     found = [fingerprint(one) for one in changed] + units
     assert len({*found, fingerprint(base)}) == len(found) + 1
+
+
+@pytest.mark.parametrize(("native", "means"), [(False, "float32"), (True, "bfloat16")])
+def test_a_precision_left_to_the_machine_is_the_one_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, native: bool, means: str
+) -> None:
+    monkeypatch.setattr("activeseg.nn.device._native_bfloat16", lambda device: native)
+    assert described(model={"precision": "auto"}) == described(model={"precision": means})
 
 
 def test_the_order_images_were_labelled_in_does_not_count() -> None:

@@ -150,6 +150,7 @@ def test_the_statistics_are_those_of_the_enlarged_logits(way: str, case: tuple[T
         (5, (5, 7), (129, 193), True, (121, 170)),  # stride 32, padded image
         (12, (20, 27), (100, 133), False, (97, 121)),  # no whole stride
         (150, (4, 5), (32, 40), False, (32, 40)),
+        (4, (8, 32), (32, 128), False, (32, 128)),  # a width of which the kernel takes one whole piece
         (3, (96, 64), (96, 64), False, (90, 61)),  # full size already
     ],
 )
