@@ -48,7 +48,7 @@ def test_evaluation_counts_at_the_masks_own_size(make_segmenter, scenes, label_s
     segmenter = make_segmenter(short_side=short_side)
     small = LabeledImage(12, lambda: tuple(array[:40, :50] for array in scenes[0].load()))
     images = [scenes[0], small, scenes[1]]
-    evaluation = evaluate(segmenter, images, device=CPU, batch_size=2)
+    evaluation = evaluate(segmenter, images, device=CPU, precision="float32", batch_size=2)
     assert evaluation.image_ids == (10, 12, 11)
     assert evaluation.counts.shape == (3, 3, 4)
     total, nll = np.zeros((4, 4), np.int64), []
@@ -77,7 +77,7 @@ def test_evaluation_counts_at_the_masks_own_size(make_segmenter, scenes, label_s
 def test_overlapping_classes_are_counted_one_by_one(make_overlapping, overlapping_classes, short_side) -> None:
     segmenter = make_overlapping(short_side=short_side)
     images = [planes(0, (40, 52)), planes(1, (33, 44)), planes(2, (40, 52))]
-    evaluation = evaluate(segmenter, images, device=CPU, batch_size=2)
+    evaluation = evaluate(segmenter, images, device=CPU, precision="float32", batch_size=2)
     assert evaluation.confusion is None
     assert evaluation.image_ids == (10, 11, 12)
     right, nll, several = [], [], 0

@@ -103,12 +103,12 @@ def test_without_the_option_the_bits_are_those_of_the_plain_recipe(make, scenes,
     reference, segmenter = make(), make()
     config = recipe(**PSEUDO | {"unlabelled": "none"})
     losses = plain_loop(reference, scenes, unlabelled, config, pseudo=False)
-    result = fit(segmenter, scenes, config, device=CPU, unlabelled=[UnlabeledImage(9, forbidden)])
+    result = fit(segmenter, scenes, config, device=CPU, precision="float32", unlabelled=[UnlabeledImage(9, forbidden)])
     assert result.losses == tuple(losses)
     assert checkpoint_bytes(reference) == checkpoint_bytes(segmenter)
     assert (result.unlabelled, result.labelled_share, result.thresholds) == (0, None, ())
     alone = make()
-    fit(alone, scenes, recipe(ema_decay=0.8), device=CPU)
+    fit(alone, scenes, recipe(ema_decay=0.8), device=CPU, precision="float32")
     assert checkpoint_bytes(alone) == checkpoint_bytes(segmenter)
 
 
@@ -116,7 +116,7 @@ def test_pseudo_labels_train_as_the_plain_recipe_says(make, scenes, unlabelled, 
     reference, segmenter = make(), make()
     config = recipe(steps=8, learning_rate=0.03, **PSEUDO)
     losses = plain_loop(reference, scenes, unlabelled, config, pseudo=True)
-    result = fit(segmenter, scenes, config, device=CPU, unlabelled=unlabelled)
+    result = fit(segmenter, scenes, config, device=CPU, precision="float32", unlabelled=unlabelled)
     assert result.losses == pytest.approx(losses, rel=1e-4)
     assert result.unlabelled == 3
     assert 0 < (result.labelled_share or 0) < 1

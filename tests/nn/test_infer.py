@@ -49,7 +49,7 @@ def probabilities(segmenter, pixels: np.ndarray) -> np.ndarray:
 
 
 def test_scores_equal_those_of_one_image_at_a_time(sure_segmenter) -> None:
-    results = list(score_images(sure_segmenter, refs(), read, device=CPU, batch_size=3))
+    results = list(score_images(sure_segmenter, refs(), read, device=CPU, precision="float32", batch_size=3))
     assert sorted(result.image_id for result in results) == [ref.image_id for ref in refs()]
     for result in results:
         pixels = read(ImageRef(result.image_id, "", ""))
@@ -184,7 +184,7 @@ def test_masks_and_maps_have_the_images_own_size(make_segmenter, label_set, shor
 
 
 def test_a_prediction_equals_the_one_of_the_image_alone(sure_segmenter, label_set) -> None:
-    for prediction in predict_masks(sure_segmenter, refs(), read, device=CPU, batch_size=3):
+    for prediction in predict_masks(sure_segmenter, refs(), read, device=CPU, precision="float32", batch_size=3):
         p = probabilities(sure_segmenter, read(ImageRef(prediction.image_id, "", "")))
         assert (prediction.mask == label_set.to_indices(p.argmax(0).astype(np.uint8))).mean() > 0.999
         assert np.allclose(prediction.entropy, scipy_entropy(p, axis=0), atol=1e-3)
@@ -208,7 +208,7 @@ def binary_entropy(p: np.ndarray) -> np.ndarray:
 
 def test_scores_of_overlapping_classes_are_sums_of_binary_entropies(make_overlapping) -> None:
     segmenter = make_overlapping()
-    for result in score_images(segmenter, refs(), read, device=CPU, batch_size=3):
+    for result in score_images(segmenter, refs(), read, device=CPU, precision="float32", batch_size=3):
         p = yes(segmenter, read(ImageRef(result.image_id, "", "")))
         entropies = binary_entropy(p)
         assert isinstance(result, ImageScore)
@@ -226,7 +226,7 @@ def test_scores_of_overlapping_classes_are_sums_of_binary_entropies(make_overlap
 
 def test_masks_of_overlapping_classes_are_planes(make_overlapping, overlapping_classes) -> None:
     segmenter, several, none = make_overlapping(), 0, 0
-    for prediction in predict_masks(segmenter, refs(), read, device=CPU, batch_size=3):
+    for prediction in predict_masks(segmenter, refs(), read, device=CPU, precision="float32", batch_size=3):
         p = yes(segmenter, read(ImageRef(prediction.image_id, "", "")))
         size = SIZES[prediction.image_id - 100]
         assert (prediction.mask.shape, prediction.mask.dtype) == ((4, *size), np.bool_)
