@@ -23,11 +23,13 @@ import numpy as np
 
 from activeseg.config import Settings
 from activeseg.core.labels import UNLABELED, LabelSet, Mask, parse_classes
+from activeseg.db.groups import group_reader
 from activeseg.errors import ConfigError, DataError
 from activeseg.imaging.class_folders import folder_names
 from activeseg.imaging.mask_files import MaskFiles
 from activeseg.imaging.sandbox import probe
 from activeseg.storage.local import LocalSource, uri_to_path
+from activeseg.storage.manifest import NAME, read_manifest
 
 PARTS = ("train/images", "train/masks", "val/images", "val/masks")
 
@@ -55,7 +57,8 @@ class Sample:
 @dataclass(frozen=True)
 class ReplayData:
     """What is replayed. folder: absolute, as the URIs of its images begin. pool, held: by name, in order of the names.
-    left_out: files without a mask that fits, and why. parts: of `held`, by the folder they come from, where there are two."""
+    left_out: files without a mask that fits, and why. parts: of `held`, by the folder they come from, where there are two.
+    groups: clip or site of the images of the pool that have one."""
 
     folder: Path
     label_set: LabelSet
@@ -63,6 +66,7 @@ class ReplayData:
     held: dict[str, Sample]
     left_out: dict[str, str]
     parts: dict[str, frozenset[str]] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -104,7 +108,20 @@ def prepare(
     _lay_out(folder / "held", [(held[part], samples) for part, samples in to_measure.items()], label_set)
     _replace(folder / "classes.txt", text.encode())
     parts = {part: frozenset(samples) for part, samples in to_measure.items()} if len(to_measure) > 1 else {}
-    return ReplayData(folder, label_set, to_choose, measured, left_out, parts)
+    return ReplayData(folder, label_set, to_choose, measured, left_out, parts, _groups(source, to_choose, settings))
+
+
+def _groups(source: Path, names: Iterable[str], settings: Settings) -> dict[str, str]:
+    """Clip or site by name: as the export says that `source` is, else as [pool] group_pattern finds it in the names. What lies
+    above these says nothing: `train/images` would be one clip for a pattern that takes the folder."""
+    if (source / NAME).exists():
+        prefix = "train/images/"
+        exported = {entry.image.removeprefix(prefix): entry.group for entry in read_manifest(source).entries if entry.image}
+        found = {name: exported.get(name) for name in names}
+    else:
+        group = group_reader(settings.pool.group_pattern)
+        found = {name: group(name) for name in names}
+    return {name: group for name, group in found.items() if group is not None}
 
 
 def _leave_out_copies(pool: dict[str, Sample], held: dict[str, Sample], left_out: dict[str, str]) -> None:

@@ -39,7 +39,8 @@ _LEFT_OUT = {
             "retrain_after", "retrain_days",
         }
     ),
-    "scoring": frozenset({"batch_size", "chunk_size", "readers", "devices", "compile", "budget"}),
+    # No temperature is fitted in a replay, which has no validation images.
+    "scoring": frozenset({"batch_size", "chunk_size", "readers", "devices", "compile", "budget", "temperature"}),
     "selection": frozenset(
         {
             "acquisition", "query_size", "control_share", "bootstrap_size", "val_size", "refill_below", "max_open_tasks",
@@ -59,10 +60,11 @@ def base_description(settings: Settings, data: ReplayData) -> dict[str, Any]:
         "scoring": _section(settings.scoring, frozenset(), _LEFT_OUT["scoring"]),
         "selection": _section(settings.selection, frozenset(), _LEFT_OUT["selection"]),
         "classes": data.label_set.as_dict(),
+        # Groups count below; the name of a pattern that finds none is how version 1 said that there are none.
         "group_pattern": settings.pool.group_pattern,
         "pool": _digest_of(data.pool.values()),
         "held": _digest_of(data.held.values()),
-    }
+    } | ({"groups": digest(data.groups)} if data.groups else {})
 
 
 def _precision(settings: Settings) -> str:

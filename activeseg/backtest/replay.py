@@ -61,7 +61,7 @@ def compute(place: Place, task: Task, on_step: OnStep) -> Unit:
         seconds, evaluation, details = _train_and_measure(workspace, task, on_step)
         chosen: tuple[Chosen, ...] = ()
         if task.next_query:
-            seconds |= _score(workspace, details)
+            _score(workspace, seconds, details)
         if task.next_query and task.strategy != START:
             chosen = _choose(place, workspace, task, seconds, details)
         return _described(place, workspace, task, evaluation, seconds, chosen, details)
@@ -74,7 +74,7 @@ def _chosen_after(place: Place, task: Task, start: Unit) -> Unit:
         if not _goes_on(place, task):
             copy_workspace(place.folder(START, task.seed), place.folder(task.strategy, task.seed), task.workspace)
         with replaying(place, task) as workspace:
-            seconds |= _score(workspace, details)
+            _score(workspace, seconds, details)
             chosen = _choose(place, workspace, task, seconds, details)
     return replace(start, strategy=task.strategy, chosen=chosen, seconds=_rounded(seconds), details=details)
 
@@ -95,7 +95,7 @@ def _train_and_measure(
     details: dict[str, Any] = {"steps": task.steps}
     if _trained(workspace) is None:
         report = train_challenger(workspace, reason=ANNOTATOR, on_progress=lambda done, _: on_step(done))
-        details |= {key: report.details[key] for key in ("loss", "resumed_at") if key in report.details}
+        details |= {key: report.details[key] for key in ("loss", "resumed_at", "unlabelled") if key in report.details}
     trained = _trained(workspace)
     if trained is None:
         raise ActivesegError(f"{workspace.settings.root}: the labelled images changed while they were trained on")
@@ -120,14 +120,18 @@ def _trained(workspace: Workspace) -> tuple[TrainingRun, Checkpoint] | None:
         return run, session.get_one(Checkpoint, run.checkpoint_id)
 
 
-def _score(workspace: Workspace, details: dict[str, Any]) -> dict[str, float]:
-    """Score the pool with what this workspace's strategy needs; seconds, where it was not done before."""
+def _score(workspace: Workspace, seconds: dict[str, float], details: dict[str, Any]) -> None:
+    """Score the pool with what this workspace's strategy needs, and note seconds and images, where it was not done before.
+
+    After the start's pass, one that only embeds what is labelled comes on top of it; any other stands in its place.
+    """
     report = score_pool(workspace)
     require_all_active(workspace)
     if not report.written:
-        return {}
-    details["scored"] = report.written
-    return {"scoring": report.seconds}
+        return
+    on_top = report.details.get("embedded only") == report.written
+    seconds["scoring"] = report.seconds + (seconds.get("scoring", 0.0) if on_top else 0.0)
+    details["scored"] = report.written + (details.get("scored", 0) if on_top else 0)
 
 
 def _choose(

@@ -141,7 +141,8 @@ def replay_settings(place: Place, task: Task) -> Settings:
         root=folder,
         database=DatabaseSection(url=f"sqlite:///{(folder / 'replay.db').absolute()}"),
         artifacts=ArtifactsSection(dir=place.artifacts.absolute()),
-        pool=own.pool.model_copy(update={"images": str(place.data.folder / "pool" / "images")}),
+        # Groups are known, see `_fill`; in the paths of a replay a pattern would find other ones.
+        pool=own.pool.model_copy(update={"images": str(place.data.folder / "pool" / "images"), "group_pattern": None}),
         labels=LabelsSection(
             file=place.data.folder / "classes.txt",
             overlap=own.labels.overlap,
@@ -161,6 +162,11 @@ def _fill(place: Place, workspace: Workspace) -> None:
     held = place.data.folder / "held"
     report = import_dataset(workspace, str(held / "images"), held / "masks", Split.TEST, annotator=ANNOTATOR)
     _require_all(report.details["problems"])
+    # What is held out has no group. No unlabelled image teaches whose clip measures a real gate; here labelled ones do as well.
+    groups = {place.uri(name): group for name, group in place.data.groups.items()}
+    with workspace.database.write() as session:
+        known = images.by_uri(session, list(groups))
+        images.name_groups(session, {known[uri][-1].id: group for uri, group in groups.items()})
 
 
 def _require_all(problems: dict[str, str]) -> None:

@@ -40,7 +40,10 @@ def shorten(features: Tensor) -> Tensor:
     if wide.shape[1] <= DIMENSIONS:
         return torch.nn.functional.pad(wide, (0, DIMENSIONS - wide.shape[1]))
     with torch.autocast(wide.device.type, enabled=False):
-        return wide @ _projection(wide.shape[1], wide.device)
+        projection = _projection(wide.shape[1], wide.device)
+        # A product for each row: the bits of one for all rows depend on how many there are, and a run that was killed and
+        # goes on has batches of other sizes.
+        return torch.bmm(wide[:, None, :], projection.expand(len(wide), -1, -1))[:, 0]
 
 
 @lru_cache(maxsize=8)

@@ -32,6 +32,9 @@ from activeseg.db.rankings import after_row, in_ranking_order
 from activeseg.errors import NonFiniteScoreError
 from activeseg.records import ClassScore, ImageRef, ImageScore
 
+_MOST = 0.5
+"""Share of the pool from which on a configuration's scores are a ranking of it."""
+
 
 def find_config(session: Session, checkpoint_id: int, definition: Mapping[str, Any]) -> int | None:
     """The configuration of this checkpoint with this definition (resize, precision, ...), if it exists."""
@@ -63,10 +66,15 @@ def count_unscored(session: Session, scoring_config_id: int) -> int:
 
 
 def previous_config(session: Session, scoring_config_id: int) -> int | None:
-    """The other configuration, of any checkpoint, that was scored with last; None where none ever wrote a score."""
+    """The other configuration, of any checkpoint, that last scored most of the pool; where none did, the one that scored
+    the largest share of it. None where none ever wrote a score.
+
+    One that a budget cut short knows little, and what it did not come to is not new.
+    """
     wrote = sa.exists().where(Score.scoring_config_id == ScoringRun.scoring_config_id)
     statement = sa.select(ScoringRun.scoring_config_id).where(ScoringRun.scoring_config_id != scoring_config_id, wrote)
-    return session.scalar(statement.order_by(ScoringRun.id.desc()).limit(1))
+    share = sa.case((ScoringRun.coverage >= _MOST, 1.0), else_=sa.func.coalesce(ScoringRun.coverage, 0.0))
+    return session.scalar(statement.order_by(share.desc(), ScoringRun.id.desc()).limit(1))
 
 
 def work_pages(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -18,6 +18,11 @@ MAX_BATCH_PIXELS = 4 * 1024**2
 """A batch holds fewer images than asked for where it would exceed this; one image always makes a batch."""
 
 LARGEST_TRIED = 256
+
+MOST_REFUSED = 64
+"""Images that fit alone nowhere, one after the other with none that does: then it is the memory's fault."""
+
+REMEDY = ": set [model] short_side, or device to one with more"
 
 Tag = TypeVar("Tag")
 Other = TypeVar("Other")
@@ -109,13 +114,15 @@ class Fitting(Generic[Tag, Computed]):
 
     compute: a batch of one size to whatever; called again with the halves of a batch for which it raised out of memory.
     An image that does not fit alone is put aside and tried once more at the end (`rest`), when it is known whether others
-    fit. Where an image that is no smaller has been computed before, the fault is not the image's: DeviceMemoryError.
+    fit; a batch of them, of any more only the name is kept. Where an image that is no smaller has been computed before, or
+    MOST_REFUSED do not fit and none does, the fault is not the image's: DeviceMemoryError.
     """
 
     def __init__(self, compute: Callable[[list[Loaded[Tag]]], Computed], limit: BatchLimit, where: str) -> None:
         self._compute, self.limit, self._where = compute, limit, where
         self._largest = 0
         self._aside: list[Loaded[Tag]] = []
+        self._refused: list[tuple[Loaded[Tag], str]] = []
 
     def of(self, batch: list[Loaded[Tag]]) -> Iterator[Computed]:
         """What `compute` makes of the batch or of its parts, in their order."""
@@ -127,10 +134,15 @@ class Fitting(Generic[Tag, Computed]):
             half = len(batch) // 2
             yield from self.of(batch[:half])
             yield from self.of(batch[half:])
-        elif self._largest >= batch[0].area or len(self._aside) >= BATCH_SIZE:
+        elif self._largest >= batch[0].area:
             raise DeviceMemoryError(self._sentence(batch[0], reason) + ": another process may hold it; free it and go on")
-        else:
+        elif len(self._aside) < BATCH_SIZE:
             self._aside.append(batch[0])
+        elif self._largest or len(self._refused) < MOST_REFUSED:
+            without_pixels = replace(batch[0], pixels=batch[0].pixels.new_empty(3, 0, 0))
+            self._refused.append((without_pixels, self._sentence(batch[0], reason) + REMEDY))
+        else:
+            raise DeviceMemoryError(self._sentence(batch[0], reason) + REMEDY)
 
     def rest(self) -> Iterator[Computed | tuple[Loaded[Tag], str]]:
         """What comes of the images put aside: computed, or why not. Raises DeviceMemoryError where nothing at all fits."""
@@ -139,11 +151,13 @@ class Fitting(Generic[Tag, Computed]):
             if computed is not None:
                 yield computed
                 continue
-            sentence = self._sentence(loaded, reason) + ": set [model] short_side, or device to one with more"
+            sentence = self._sentence(loaded, reason) + REMEDY
             if not self._largest:
                 raise DeviceMemoryError(sentence)
             yield loaded, sentence
+        yield from self._refused
         self._aside.clear()
+        self._refused.clear()
 
     def _try(self, batch: list[Loaded[Tag]]) -> tuple[Computed | None, str]:
         try:

@@ -134,7 +134,7 @@ class Scorer:
         # As the eager network without a compiler does it: interpolated and summed in float32, whatever the forward ran in.
         with torch.autocast(self.device.type, enabled=False):
             enlargement = self.module.enlargement(size[0], size[1])
-            logits = scaled(seen.logits, self.temperature)
+            logits = scaled(seen.logits.float(), self.temperature)
             usual = pack(reduce_coarse(logits, enlargement, sigmoid=self.spec.head == "sigmoid", compiled=compiled))
         more = [self._column(name, seen, pixels, seeds).double() for name in self.more]
         return torch.cat([usual, *(column.view(len(pixels), -1) for column in more)], dim=1)
@@ -145,7 +145,7 @@ class Scorer:
         if name == "feature":
             return project(seen.average)
         if name == "gradient":
-            return shorten(class_gradients(scaled(seen.logits, self.temperature), seen.features[-1], sigmoid=sigmoid))
+            return shorten(class_gradients(scaled(seen.logits.float(), self.temperature), seen.features[-1], sigmoid=sigmoid))
         if name == "bald":
             return bald(self.module, seen.features, size, seeds, temperature=self.temperature, sigmoid=sigmoid)
         x = to_input(pixels, self.spec.input_policy, pixels.device)

@@ -17,9 +17,14 @@ HELD = {"d.png": Sample("d.png", "image d", "mask d", (3, 2, 1))}
 GROUPED = Settings(pool={"group_pattern": "(a)"}, model={"precision": "float32"})
 
 
-def described(pool: dict[str, Sample] = POOL, held: dict[str, Sample] = HELD, **sections: dict[str, Any]) -> dict[str, Any]:
+def described(
+    pool: dict[str, Sample] = POOL,
+    held: dict[str, Sample] = HELD,
+    groups: dict[str, str] | None = None,
+    **sections: dict[str, Any],
+) -> dict[str, Any]:
     sections["model"] = {"precision": "float32"} | sections.get("model", {})
-    return base_description(Settings(**sections), ReplayData(Path("anywhere"), CLASSES, pool, held, {}))
+    return base_description(Settings(**sections), ReplayData(Path("anywhere"), CLASSES, pool, held, {}, groups=groups or {}))
 
 
 def fingerprint(base: dict[str, Any], **changed: Any) -> str:
@@ -37,7 +42,7 @@ def test_what_cannot_change_a_result_is_not_in_it() -> None:
     without_effect = {
         "model": {"device": "cpu"},
         "training": {"steps": 7, "seed": 4, "save_every": 1, "validate_every": 0, "start": "champion", "min_train": 3},
-        "scoring": {"batch_size": 3, "readers": 2, "compile": "never"},
+        "scoring": {"batch_size": 3, "readers": 2, "compile": "never", "temperature": "none"},
         "selection": {"query_size": 5, "control_share": 0.5, "acquisition": "margin", "seed": 8},
         "database": {"url": "sqlite:///other.db"},
     }
@@ -55,7 +60,7 @@ def test_everything_that_decides_a_result_is_in_it() -> None:
         described(training={"unlabelled": "pseudo", "pseudo_threshold": 0.8}),
         described(training={"unlabelled": "pseudo", "unlabelled_weight": 0.5}),
         described(training={"unlabelled": "pseudo", "unlabelled_after": 5}),
-        described(scoring={"temperature": "none"}),
+        described(groups={"a.png": "clip 1"}),
         described(selection={"noise_beta": 2.0}),
         described(selection={"min_frame_gap": 3}),
         described(selection={"max_per_group": 2}),

@@ -117,6 +117,10 @@ def test_a_strategy_that_comes_later_begins_where_the_others_did(
     assert again["entropy_kcenter-s0-r0"].labelled == by_name(outcome)["random-s0-r0"].labelled
     assert again["entropy_kcenter-s0-r0"].counts.tolist() == by_name(outcome)["random-s0-r0"].counts.tolist()
     assert heard.computed == ["entropy_kcenter-s0-r0", "random-s0-r1", "entropy_kcenter-s0-r1"]
+    # It chose by the scores that were there; what is labelled was embedded on top of them.
+    own, start = again["entropy_kcenter-s0-r0"], by_name(outcome)["random-s0-r0"]
+    assert own.details["scored"] == start.details["scored"] + len(start.labelled)
+    assert own.seconds["scoring"] > start.seconds["scoring"]
     assert any("random-s0-r1.json was made from other images" in problem for problem in heard.problems)
     assert (tmp_path / "out/units/random-s0-r1.old1").exists()
     assert any("entropy_sum-s0-r0" in problem and "left alone" in problem for problem in heard.problems)

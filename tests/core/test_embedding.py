@@ -49,6 +49,15 @@ def test_a_projection_depends_on_the_features_direction_alone_and_a_shortening_o
     )
 
 
+@pytest.mark.parametrize("dimensions", [129, 960, 1280])
+def test_a_row_has_the_same_bits_in_a_batch_of_any_size(dimensions: int) -> None:
+    """A run that was killed and goes on has batches of other sizes, and ends with the very rows."""
+    rows = features(16, dimensions)
+    together = shorten(rows)
+    for count in (1, 2, 3, 5, 7, 8):
+        assert torch.equal(shorten(rows[3 : 3 + count]), together[3 : 3 + count])
+
+
 def test_no_features_at_all_have_no_direction_and_no_distance() -> None:
     assert not project(torch.zeros(2, 300)).any()
     assert not unpack([pack(np.zeros(DIMENSIONS))]).any()

@@ -4,10 +4,11 @@ import random
 from itertools import chain
 
 import pytest
+import sqlalchemy as sa
 
 from activeseg.db import images
 from activeseg.db.database import Database
-from activeseg.db.models import ImageStatus, Split
+from activeseg.db.models import ImageStatus, ScoringRun, Split
 from activeseg.db.scores import count_unscored, previous_config, work_pages
 from tests.db.rows import Rows
 
@@ -104,3 +105,23 @@ def test_the_previous_configuration_is_the_one_scored_with_last_that_has_scores(
     rows.run(old)
     with database.read() as session:
         assert previous_config(session, mine) == old
+
+
+def test_a_night_that_a_budget_cut_short_makes_no_previous_ranking(database: Database, rows: Rows) -> None:
+    whole, cut, mine = (rows.config(rows.checkpoint()) for _ in range(3))
+    for config, coverage in ((whole, 1.0), (cut, 0.05)):
+        rows.score(config, rows.image(), 1.0)
+        with database.write() as session:
+            run = session.scalars(sa.select(ScoringRun).where(ScoringRun.scoring_config_id == config)).one()
+            run.coverage = coverage
+    with database.read() as session:
+        assert previous_config(session, mine) == whole
+    with database.write() as session:
+        session.execute(sa.update(ScoringRun).where(ScoringRun.scoring_config_id == cut).values(coverage=0.6))
+    with database.read() as session:
+        assert previous_config(session, mine) == cut
+    with database.write() as session:
+        session.execute(sa.update(ScoringRun).values(coverage=0.2))
+        session.execute(sa.update(ScoringRun).where(ScoringRun.scoring_config_id == whole).values(coverage=0.3))
+    with database.read() as session:
+        assert previous_config(session, mine) == whole

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from activeseg.core.entropy import reduce_logits
 from activeseg.core.reduction import can_compile
-from activeseg.nn.checkpoint import checkpoint_bytes, load_checkpoint
-from activeseg.nn.device import pick_precision
+from activeseg.nn.checkpoint import NetworkSpec, checkpoint_bytes, load_checkpoint, new_segmenter
+from activeseg.nn.data import to_input, to_pixels
+from activeseg.nn.device import autocast, pick_precision
 from activeseg.nn.evaluate import evaluate
 from activeseg.nn.fit import fit
 from activeseg.nn.infer import predict_masks, score_images
 from activeseg.nn.pace import Pace
-from activeseg.records import ImageRef
+from activeseg.records import ImageRef, InputPolicy
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +54,28 @@ def test_scores_differ_by_rounding(trained, tmp_path, compile: str) -> None:
         # Summed in float32 from there on, so that the parts still make up the whole.
         assert sum(other.grid) == pytest.approx(other.entropy_sum, rel=1e-6)
         assert sum(each.channel_entropy_sum for each in other.classes) == pytest.approx(other.entropy_sum, rel=1e-4)
+
+
+def test_logits_are_divided_by_the_temperature_in_float32(label_set) -> None:
+    policy = InputPolicy(None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    spec = NetworkSpec("lraspp_mobilenet_v3_large", 1.0, 8, label_set, policy, aux=False)
+    segmenter = new_segmenter(spec, model_version="m1")
+    module = segmenter.module.eval()
+    with torch.no_grad():
+        for name, weights in module.named_parameters():
+            if "high_classifier" in name or "low_classifier" in name:
+                weights.mul_(30)
+    for score in score_images(segmenter, REFS, read, device=CPU, precision="bfloat16", batch_size=1, temperature=0.37):
+        pixels = to_pixels(read(ImageRef(score.image_id, "", "")))[None]
+        with torch.inference_mode(), autocast(CPU, "bfloat16"):
+            logits = module.coarse(to_input(pixels, policy, CPU))
+        assert logits.dtype == torch.bfloat16
+        in_float32, rounded = (
+            float(reduce_logits(module.enlargement(48, 64).apply(divided.float())).entropy_sum)
+            for divided in (logits.float() / 0.37, logits / 0.37)
+        )
+        assert score.entropy_sum == pytest.approx(in_float32, rel=1e-5)
+        assert rounded != pytest.approx(in_float32, rel=1e-5)
 
 
 def test_masks_differ_where_two_classes_are_equally_likely(trained) -> None:

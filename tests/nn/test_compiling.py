@@ -72,11 +72,32 @@ def test_seconds_of_compiling_are_counted_apart() -> None:
 def test_what_was_measured_before_decides_the_next_time(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "costs.json")
     Bench(ledger=ledger, compiling=300.0, compiled=0.9).run(6)
-    dear = Bench(ledger=ledger, left=2000)  # 2000 images x 0.25 s x 10 % = 50 s < 300 s
+    dear = Bench(ledger=ledger, left=2000)  # 2000 images x 0.25 s x 30 % = 150 s < 300 s
     dear.run(6)
     assert "compiled" not in dear.calls
     (tmp_path / "costs.json").write_text("{not json")
     assert ledger.get("anything") is None
+
+
+def test_one_second_in_which_others_took_the_cores_does_not_forbid_compiling_for_ever(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "costs.json")
+    disturbed = Bench(ledger=ledger, compiled=1.2)
+    disturbed.run(6)
+    assert disturbed.pace.compiled_images == 0
+    again = Bench(ledger=ledger)
+    again.run(6)
+    assert again.pace.compiled_images == 3 * 4
+
+
+def test_a_compiled_network_that_gave_other_numbers_is_not_compiled_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "costs.json")
+    wrong = Bench(ledger=ledger)
+    wrong.seconds["factor"] = 1.01
+    wrong.run(6)
+    assert "compiled" in wrong.calls
+    again = Bench(ledger=ledger)
+    again.run(6)
+    assert "compiled" not in again.calls
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,30 @@ def test_an_image_too_large_for_the_memory_fails_alone_and_last(make_segmenter, 
     assert len(found) == len(SIZES)
 
 
+@pytest.mark.parametrize("small", [range(100, 103), range(130, 133)])
+def test_any_number_of_images_too_large_for_the_memory_fail_alone(make_segmenter, monkeypatch, small: range) -> None:
+    """Also where they come first: before any is known to fit."""
+    segmenter = make_segmenter()
+
+    def sized(ref: ImageRef) -> np.ndarray:
+        return np.zeros((48, 64, 3) if ref.image_id in small else (90, 120, 3), np.uint8)
+
+    scarce(segmenter, 2 * 48 * 64, monkeypatch)
+    found = list(score_images(segmenter, refs(40), sized, device=CPU, batch_size=2))
+    assert sorted(one.image_id for one in found if isinstance(one, ImageScore)) == list(small)
+    failed = {one.image_id: one.reason for one in found if isinstance(one, ScoreFailure)}
+    assert len(failed) == 37
+    assert all("120x90" in reason and "short_side" in reason for reason in failed.values())
+
+
+def test_a_memory_that_no_image_fits_into_is_told_before_the_whole_pool_was_tried(make_segmenter, monkeypatch) -> None:
+    segmenter = make_segmenter()
+    asked = scarce(segmenter, 0, monkeypatch)
+    with pytest.raises(DeviceMemoryError, match="short_side"):
+        list(score_images(segmenter, refs(1000), lambda ref: read(ImageRef(100, "", "")), device=CPU, batch_size=1))
+    assert len(asked) < 100
+
+
 def test_memory_that_is_gone_altogether_is_no_image_s_fault(make_segmenter, monkeypatch) -> None:
     segmenter = make_segmenter()
     scarce(segmenter, 0, monkeypatch)
