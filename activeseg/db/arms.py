@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,15 +43,17 @@ def findings(session: Session, *, first: int | None = None, last: int | None = N
     asked = _asked(session, within)
     drawn = _drawn(session, [row.id for row in asked])
     left_out = Counter({BOOTSTRAP: _bootstrapped(session, within)})
-    expected = _expected(session, [row for row in asked if row.id in drawn and row.cells is None])
+    shown = _shown(session, asked)
+    expected = _expected(session, [row for row in asked if row.id in drawn and row.cells is None], shown)
     answers = []
     for row in asked:
         left_out.update(_unusable(drawn.get(row.id, [])))
         shares = [one.changed_share for one in drawn.get(row.id, []) if _usable(one) and one.changed_share is not None]
         if shares:  # of several annotators' the last, as in the data set
-            answers.append(
-                Answer(row.number, row.arm == CHOSEN, shares[-1], percentile(row.rank, row.reason), expected.get(row.id))
-            )
+            # After a promotion the mask is the new champion's, and the rank still the former one's.
+            other = shown.get(row.prediction_id, row.checkpoint_id) != row.checkpoint_id
+            rank = None if other else percentile(row.rank, row.reason)
+            answers.append(Answer(row.number, row.arm == CHOSEN, shares[-1], rank, expected.get(row.id)))
     chosen, control = (_counted(row.status for row in asked if row.arm == arm) for arm in (CHOSEN, CONTROL))
     rounds = len({row.number for row in asked})
     told = {why: count for why, count in left_out.items() if count}
@@ -61,8 +63,10 @@ def findings(session: Session, *, first: int | None = None, last: int | None = N
 def _asked(session: Session, within: Sequence[sa.ColumnElement[bool]]) -> Sequence[Any]:
     """Queries that were chosen with a model and sent, by round."""
     columns = (Query.id, Query.image_id, Query.arm, Query.status, Query.rank, Query.reason, Query.cells, Task.prediction_id)
-    statement = sa.select(*columns, Round.number, Round.scoring_config_id).join(Round, Round.id == Query.round_id)
-    statement = statement.outerjoin(Task, Task.query_id == Query.id).where(Round.scoring_config_id.is_not(None), *within)
+    of_round = (Round.number, Round.scoring_config_id, ScoringConfig.checkpoint_id)
+    statement = sa.select(*columns, *of_round).join(Round, Round.id == Query.round_id)
+    statement = statement.join(ScoringConfig, ScoringConfig.id == Round.scoring_config_id)
+    statement = statement.outerjoin(Task, Task.query_id == Query.id).where(*within)
     sent = Query.status.not_in((QueryStatus.SELECTED, QueryStatus.WITHDRAWN))
     return session.execute(statement.where(sent).order_by(Round.number, Query.id)).all()
 
@@ -112,13 +116,18 @@ def percentile(rank: int | None, reason: str) -> float | None:
     return 1 - (rank - 1) / (int(found[2]) - 1)
 
 
-def _expected(session: Session, asked: Sequence[Any]) -> dict[int, float]:
-    """query id -> share of wrong pixels expected by the checkpoint whose mask was shown, under the last configuration it
-    scored the image with: after a promotion, open tasks are shown the new champion's."""
-    shown: dict[int, int] = {}
+def _shown(session: Session, asked: Sequence[Any]) -> dict[int | None, int]:
+    """prediction id -> the checkpoint that drew it: after a promotion, open tasks are shown the new champion's mask."""
+    shown: dict[int | None, int] = {}
     for block in blocks(sorted({row.prediction_id for row in asked if row.prediction_id is not None})):
         made = sa.select(Prediction.id, Prediction.checkpoint_id).where(Prediction.id.in_(block))
         shown |= {prediction: checkpoint for prediction, checkpoint in session.execute(made) if checkpoint is not None}
+    return shown
+
+
+def _expected(session: Session, asked: Sequence[Any], shown: Mapping[int | None, int]) -> dict[int, float]:
+    """query id -> share of wrong pixels expected by the checkpoint whose mask was shown, under the last configuration it
+    scored the image with."""
     expected: dict[tuple[int, int], float] = {}
     for block in blocks(sorted({row.image_id for row in asked if row.prediction_id in shown})):
         statement = sa.select(Score.image_id, ScoringConfig.checkpoint_id, Score.least_confidence_mean)

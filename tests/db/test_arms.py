@@ -191,6 +191,18 @@ def test_what_was_expected_is_what_the_shown_mask_s_model_expected(answers: Answ
     assert "too sure" in found.calibration.sentence
 
 
+def test_a_rank_given_by_one_model_is_not_held_against_corrections_of_another_s_mask(answers: Answers) -> None:
+    later = answers.rows.checkpoint(decision=Decision.PROMOTED)
+    config, row = answers.rows.config(later), answers.round()
+    for rank in range(1, ENOUGH + 4):
+        query = answers.answered(row, Arm.CONTROL, rank / 100, rank=rank)
+        if rank > ENOUGH - 1:
+            answers.shown(query, 0.05, checkpoint=later, config=config)
+        else:
+            answers.shown(query, 0.05)
+    assert (told(answers).ranking.answers, told(answers).calibration.answers) == (ENOUGH - 1, ENOUGH + 3)
+
+
 def test_partial_labels_and_overlapping_classes_say_nothing_of_calibration(answers: Answers) -> None:
     row = answers.round()
     for k in range(ENOUGH):
