@@ -27,11 +27,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from activeseg.core.entropy import GRID
 from activeseg.db import migrate
 from activeseg.db.bulk import insert_rows
 from activeseg.db.database import Database
@@ -152,7 +153,8 @@ def _checkpoint(session: Session, number: int, label_set: int) -> ScoringRun:
 def drawn_scores(first: int, last: int) -> list[ImageScore]:
     """Random figures for images `first`..`last`."""
     draw = random.Random(first)
-    grids = [tuple(draw.random() * TOP / 64 for _ in range(64)) for _ in range(16)]
+    cells = GRID * GRID
+    grids = [tuple(draw.random() * TOP / cells for _ in range(cells)) for _ in range(16)]
     scores = []
     for image in range(first, last + 1):
         total, mean, share, margin, least = (draw.random() for _ in range(5))
@@ -161,10 +163,12 @@ def drawn_scores(first: int, last: int) -> list[ImageScore]:
 
 
 def core_insert(session: Session, run: ScoringRun, scores: list[ImageScore]) -> None:
-    """What SQLAlchemy offers for many rows."""
-    names = [name for name in ImageScore.__slots__ if name != "classes"]
+    """What SQLAlchemy Core offers for many rows: an insert into the table, no mapped class."""
+    table = cast(sa.Table, Score.__table__)
+    names = [name for name in ImageScore.__slots__ if name in table.columns]
     same = {"scoring_config_id": run.scoring_config_id, "scoring_run_id": run.id, "scored_at": now()}
-    session.execute(sa.insert(Score), [{name: getattr(score, name) for name in names} | same for score in scores])
+    rows = [{name: getattr(score, name) for name in names} | same for score in scores]
+    session.connection().execute(sa.insert(table), rows)
 
 
 def measure_writes(kind: str, folder: Path, rows: int) -> list[Measure]:
@@ -194,7 +198,8 @@ def fill_history(database: Database, runs: list[ScoringRun]) -> None:
     """Scores of every image by these runs, made in the database: how they came there is not measured here."""
     postgresql = database.dialect == "postgresql"
     share = "random()" if postgresql else "((random() + 9223372036854775808.0) / 18446744073709551616.0)"
-    grid = "decode(repeat('00', 256), 'hex')" if postgresql else "zeroblob(256)"
+    size = 4 * GRID * GRID
+    grid = f"decode(repeat('00', {size}), 'hex')" if postgresql else f"zeroblob({size})"
     columns = "image_id, entropy_sum, entropy_mean, valid_pixels, entropy_share, margin_mean, least_confidence_mean, grid"
     for run in runs:
         values = f"id, {share} * {TOP}, 0.5, 230400, 0.5, 0.5, 0.5, {grid}"
