@@ -49,6 +49,14 @@ def test_disagreement_equals_brute_force(count: int, sigmoid: bool) -> None:
     assert disagreement(iter(members), sigmoid=sigmoid).tolist() == pytest.approx(expected, rel=1e-4)
 
 
+def test_one_class_alone_is_certain_or_is_there_or_not() -> None:
+    members = random_members(3, (2, 1, 4, 5))
+    assert disagreement(iter(members), sigmoid=False).tolist() == pytest.approx([0, 0], abs=1e-7)
+    expected = [brute_force(members, image, sigmoid=True) for image in range(2)]
+    assert min(expected) > 0.01
+    assert disagreement(iter(members), sigmoid=True).tolist() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_members_of_one_opinion_do_not_disagree_however_unsure(sigmoid: bool) -> None:
     member = random_members(1)[0]

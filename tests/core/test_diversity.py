@@ -131,6 +131,20 @@ def test_equal_images_and_scores_of_zero_fill_the_query_by_rank() -> None:
         assert {why for _, why in picked[1:]} == {"by rank, none apart is left"}
 
 
+@pytest.mark.parametrize("gradient", [np.zeros(3), np.ones(3)], ids=["of a sure network", "all equal"])
+@pytest.mark.parametrize("control", [[], [2]])
+def test_gradients_that_tell_nothing_apart_fill_the_query_by_rank(gradient: Array, control: list[int]) -> None:
+    ranking, limits = Ranking.of(range(5), [3.0, 2.0, 1.0, 0.5, 0.25]), Limits(5)
+    for place in control:
+        limits.take(place)
+    picked = k_means_plus_plus(ranking, loader(dict.fromkeys(range(5), gradient)), seed=3)(4, control, limits)
+    assert [place for place, _ in picked] == [place for place in range(5) if place not in control][:4]
+    whys = [why for _, why in picked]
+    longest = bool(gradient.any()) and not control
+    assert whys[: 1 if longest else 0] == ["longest gradient"][: 1 if longest else 0]
+    assert set(whys[1 if longest else 0 :]) == {"by rank, none apart is left"}
+
+
 @pytest.mark.parametrize("pick", ["kcenter", "badge"])
 def test_limits_hold_and_an_empty_ranking_gives_nothing(pick: str) -> None:
     ranking = Ranking.of(range(60), np.arange(60, 0, -1.0))

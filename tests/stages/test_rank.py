@@ -14,7 +14,7 @@ import torch
 from sqlalchemy.orm import Session
 
 from activeseg.config import Settings
-from activeseg.config.strategies import STRATEGY_NAMES
+from activeseg.config.strategies import BASES, STRATEGY_NAMES
 from activeseg.core.embedding import pack, project
 from activeseg.core.selection import Selection
 from activeseg.db import embeddings, rounds
@@ -38,7 +38,7 @@ CLASSES = 3
 class Site:
     """A scored pool: image i of clip i // 10 is frame 10 i, and doubt falls from the first image on."""
 
-    def __init__(self, database: Database, *, size: int = 30) -> None:
+    def __init__(self, database: Database, *, size: int = 30, falls: float = 1.0, classes: int = CLASSES) -> None:
         self.database, self.rows = database, Rows(database)
         self.config = self.rows.config(self.rows.checkpoint())
         self.ids = [
@@ -48,12 +48,13 @@ class Site:
         self.vectors = np.random.default_rng(4).normal(size=(size, 16)).astype(np.float32)
         with database.write() as session:
             for place, image in enumerate(self.ids):
-                value = 100.0 - place
-                columns = {"entropy_sum": value, "entropy_mean": value / 10, "bald": 1 / (place + 1), "tta_jsd": place / 64}
+                value = 100.0 - falls * place
+                of_committee = {"bald": 1 / (falls * place + 1), "tta_jsd": falls * place / 64}
+                columns = {"entropy_sum": value, "entropy_mean": value / 10} | of_committee
                 session.add(self.rows.score_row(self.config, image, valid_pixels=300, **columns))
-                for index in range(CLASSES):
-                    part = self.rows.class_row(self.config, image, index, value / CLASSES)
-                    part.region_pixels, part.region_entropy_sum = 100, value * (index == place % CLASSES)
+                for index in range(classes):
+                    part = self.rows.class_row(self.config, image, index, value / classes)
+                    part.region_pixels, part.region_entropy_sum = 300 // classes, value * (index == falls * place % classes)
                     session.add(part)
 
     def embed(self, places: range) -> None:
@@ -253,6 +254,23 @@ def test_the_control_arm_is_not_bound_by_limits_but_counts_in_them(site: Site) -
     touched = {site.ids.index(image) // 10 for image in control[0]}
     within = [item for item in items if item.arm == "chosen" and "left too few" not in item.reason]
     assert {place // 10 for place in site.places(within)} == {0, 1, 2} - touched
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("classes", [1, CLASSES])
+@pytest.mark.parametrize("apart", [False, True], ids=["equal embeddings", "embeddings apart"])
+def test_scores_that_are_all_the_same_and_a_single_class_give_a_full_query(sqlite: Database, apart: bool, classes: int) -> None:
+    site = Site(sqlite, falls=0.0, classes=classes)
+    if not apart:
+        site.vectors[:] = site.vectors[0]
+    site.embed(range(30))
+    for name in STRATEGY_NAMES:
+        items = site.choose(name, size=9)
+        assert len(set(site.places(items))) == 9
+        assert site.places(site.choose(name, size=9)) == site.places(items)
+        # Ties go by id, in what is neither drawn nor spread.
+        if name in BASES or (name in ("kcenter", "entropy_kcenter") and not apart):
+            assert site.places(items) == list(range(9)), name
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
