@@ -157,6 +157,7 @@ def _scores(
         if isinstance(item, Submitted):
             yield from scorer.scores(item)
         else:
+            pace.failed += 1
             yield ScoreFailure(item[0].tag.image_id, item[1])
 
 

@@ -14,6 +14,7 @@ from activeseg.imaging.decode import Decoded, resize_short_side
 from activeseg.nn import batches
 from activeseg.nn.batches import find_batch_size
 from activeseg.nn.infer import predict_masks, score_images
+from activeseg.nn.pace import Pace
 from activeseg.nn.scoring import pack, unpack
 from activeseg.records import ImageRef, ImageScore, ScoreFailure
 
@@ -298,7 +299,9 @@ def test_an_image_too_large_for_the_memory_fails_alone_and_last(make_segmenter, 
         return np.zeros((90, 120, 3) if ref.image_id in large else (48, 64, 3), np.uint8)
 
     scarce(segmenter, 2 * 48 * 64, monkeypatch)
-    found = list(score_images(segmenter, refs(), sized, device=CPU, batch_size=2))
+    pace = Pace()
+    found = list(score_images(segmenter, refs(), sized, device=CPU, batch_size=2, pace=pace))
+    assert (pace.images, pace.failed) == (len(SIZES) - len(large), len(large))
     failed = {one.image_id: one.reason for one in found if isinstance(one, ScoreFailure)}
     assert failed.keys() == large
     assert all("120x90" in reason and "short_side" in reason for reason in failed.values())
