@@ -86,7 +86,8 @@ def predicted(workspace: Workspace, task: dict[str, Any]) -> np.ndarray:
         image = session.scalars(sa.select(Image).where(Image.sha256 == task["data"]["sha256"])).one()
     segmenter = load_checkpoint(workspace.artifacts.read(row.location), model_version="m", device="cpu")
     ref = ImageRef(image.id, image.uri, image.sha256)
-    [item] = predict_masks(segmenter, [ref], workspace.read_image, device=next(segmenter.module.parameters()).device)
+    options = {"device": next(segmenter.module.parameters()).device, "precision": workspace.settings.model.precision}
+    [item] = predict_masks(segmenter, [ref], workspace.read_image, **options)
     assert isinstance(item, Prediction)
     return item.mask
 
