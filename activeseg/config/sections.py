@@ -190,7 +190,9 @@ class ScoringSection(Section):
     batch_size: int = Field(
         8, ge=0, description="images of one size per forward pass, fewer where memory is short; 0 = found by trying on a GPU"
     )
-    chunk_size: int = Field(64, gt=0, description="a killed run loses at most this many finished images")
+    chunk_size: int = Field(
+        64, gt=0, description="a killed run loses at most this many finished images and the batch at hand (two on a GPU)"
+    )
     readers: int = Field(0, ge=0, le=256, description="threads that read and decode images; 0 = one for each core, at least 4")
     devices: tuple[str, ...] = Field(
         (),
