@@ -29,7 +29,7 @@ from activeseg.imaging.class_folders import folder_names
 from activeseg.imaging.mask_files import MaskFiles
 from activeseg.imaging.sandbox import probe
 from activeseg.storage.local import LocalSource, uri_to_path
-from activeseg.storage.manifest import NAME, read_manifest
+from activeseg.storage.manifest import is_export, read_manifest
 
 PARTS = ("train/images", "train/masks", "val/images", "val/masks")
 
@@ -112,15 +112,12 @@ def prepare(
 
 
 def _groups(source: Path, names: Iterable[str], settings: Settings) -> dict[str, str]:
-    """Clip or site by name: as the export says that `source` is, else as [pool] group_pattern finds it in the names. What lies
-    above these says nothing: `train/images` would be one clip for a pattern that takes the folder."""
-    if (source / NAME).exists():
-        prefix = "train/images/"
-        exported = {entry.image.removeprefix(prefix): entry.group for entry in read_manifest(source).entries if entry.image}
-        found = {name: exported.get(name) for name in names}
-    else:
-        group = group_reader(settings.pool.group_pattern)
-        found = {name: group(name) for name in names}
+    """Clip or site by name: as the export says that `source` is, else as [pool] group_pattern finds it in the name. What lies
+    above that says nothing: `train/images` would be one clip for a pattern that takes the folder."""
+    group, prefix = group_reader(settings.pool.group_pattern), "train/images/"
+    entries = read_manifest(source).entries if is_export(source) else ()
+    exported = {entry.image.removeprefix(prefix): entry.group for entry in entries if entry.image}
+    found = {name: exported.get(name) or group(name) for name in names}
     return {name: group for name, group in found.items() if group is not None}
 
 

@@ -35,6 +35,14 @@ def test_folders_above_the_images_are_no_clip(labelled: Path, tmp_path: Path) ->
     }
 
 
+def test_somebody_else_s_manifest_is_none_of_an_export(labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled, tmp_path / "theirs")
+    for content in ('{"images": 14}', "not JSON"):
+        (tmp_path / "theirs/manifest.json").write_text(content, encoding="utf-8")
+        groups = prepare(tmp_path / "theirs", tmp_path / "data", settings(pool=TENS)).groups
+        assert groups == {f"ball_{number:04d}.png": str(number // 10) for number in range(14)}
+
+
 def test_the_clips_of_own_annotations_are_those_of_the_workspace(
     make_sqlite_workspace: Callable[..., Workspace], tmp_path: Path
 ) -> None:

@@ -97,8 +97,9 @@ def test_a_use_that_the_collector_ends_while_another_begins_hangs_nobody(monkeyp
             yield
 
     def forget_one() -> None:
-        uses: list[object] = [using()]
-        next(uses[0])  # type: ignore[call-overload]
+        abandoned = using()
+        next(abandoned)
+        uses: list[object] = [abandoned]
         uses.append(uses)  # a cycle: only the collector ends it
 
     def collecting(setting: int, value: int) -> None:
